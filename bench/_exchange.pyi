@@ -1,0 +1,1 @@
+"""Nothing of this module is visible to Python; other Cython modules use its .pxd."""

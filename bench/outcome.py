@@ -1,0 +1,42 @@
+"""What one run of the load generator gives back."""
+
+from dataclasses import dataclass, field
+
+from bench._histogram import Histogram
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Counts and times of one run; `completed`, `elapsed`, `latency` are of the measured window."""
+
+    completed: int
+    elapsed: float
+    """Seconds of the measured window."""
+    succeeded: int
+    """Right answers of the whole run, warm-up included."""
+    failed: int
+    """Requests that ended with another status than 0, or with their connection."""
+    wrong: int
+    """Answers with status 0 that are not what etcd would say."""
+    unfinished: int
+    """Requests without an answer when patience ended, and due ones that were never sent."""
+    problem: str
+    """The first failure or wrong answer, in words; empty when there was none."""
+    cpu: float
+    """Seconds of CPU that the generator's thread used in the whole run."""
+    latency: Histogram = field(repr=False)
+    """Nanoseconds from when a request was due to when its stream closed."""
+
+    @property
+    def per_second(self) -> float:
+        """Right answers per second of the measured window."""
+        return self.completed / self.elapsed if self.elapsed > 0 else 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether every request was answered, and rightly."""
+        return not (self.failed or self.wrong or self.unfinished)
+
+    def microseconds(self, percent: float) -> float:
+        """A percentile of the latency."""
+        return self.latency.percentile(percent) / 1000

@@ -1,0 +1,23 @@
+from collections.abc import Callable
+
+from quorate.core._mvcc import Store
+from quorate.core._port import Port
+from quorate.core._run import Run
+
+class Applier:
+    store: Store
+    no_space: bool
+    corrupt: bool
+    applied: int
+    leases: set[int]
+    def __init__(
+        self,
+        store: Store,
+        ports: list[Port | None],
+        others: Callable[[int, int, bytes], None],
+    ) -> None: ...
+    def identify(self, cluster_id: int, member_id: int) -> None: ...
+    def figures(self) -> tuple[int, int, int]: ...
+    def set_term(self, term: int) -> None: ...
+    def apply(self, run: Run) -> None: ...
+    def compact_step(self, budget: int) -> bool: ...

@@ -1,0 +1,13 @@
+class Arena:
+    mapped_bytes: int
+    span_bytes: int
+    idle_bytes: int
+    used_bytes: int
+    blocks: int
+    def check(self) -> None: ...
+
+class Blocks:
+    arena: Arena
+    def take(self, size: int) -> int: ...
+    def give(self, number: int) -> None: ...
+    def addresses(self) -> list[tuple[int, int]]: ...

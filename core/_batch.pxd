@@ -1,0 +1,51 @@
+# cython: language_level=3
+"""The requests of a turn: writes become one run of entries, reads wait for their read index."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from quorate.core._apply cimport Applier
+from quorate.core._bytes cimport Buffer
+from quorate.core._port cimport Port
+from quorate.core._record cimport Request
+from quorate.core._request cimport KvRequest
+from quorate.core._run cimport Run
+
+
+cdef struct Read:
+    # A read that waits; the request's bytes follow, padded to 8.
+    uint64_t request_id
+    uint32_t slot
+    uint32_t generation
+    uint32_t method
+    uint32_t size
+
+
+cdef class Reads:
+    # Reads that wait for one read index.
+    cdef Buffer requests
+    cdef readonly uint32_t count
+
+
+cdef class Batch:
+    cdef list ports                 # slot -> Port, or None while there is no worker
+    cdef Applier applier
+    cdef size_t request_bytes_max   # of a message from a worker
+    cdef uint32_t txn_ops_max
+    cdef uint64_t entry_id          # of the request made an entry last
+    cdef readonly Run run           # the writes of this turn, or None
+    cdef readonly Reads reads       # the linearizable reads of this turn, or None
+    cdef readonly list asked        # (port, request id, call, payload) for Python, in order
+    cdef KvRequest request          # scratch
+    cdef Buffer copy                # of the record under way: its worker could still change it
+    cdef Buffer reply               # scratch
+
+    cdef bint _drain_port(self, Port port) except -1
+    cdef int _take(self, Port port, const uint8_t *data, size_t size) except -1
+    cdef int _take_kv(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
+    cdef int _propose(self, Port port, const Request *asked, uint8_t tag, const uint8_t *data, size_t size) except -1
+    cdef int _wait_to_read(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
+    cdef int _read(self, Port port, const Read *read, const uint8_t *data) except -1
+    cdef int _range(self, Port port, const Read *read) except -1
+    cdef int _get(self, Port port, const Read *read) except -1
+    cdef int _stream(self, Port port, const Read *read) except -1
+    cdef int _hash(self, Port port, const Read *read) except -1

@@ -1,0 +1,26 @@
+from collections.abc import Callable
+
+from quorate.core._apply import Applier
+from quorate.core._port import Port
+from quorate.core._run import Run
+
+class Reads:
+    count: int
+
+class Batch:
+    run: Run | None
+    reads: Reads | None
+    asked: list[tuple[Port, int, int, bytes]]
+    def __init__(
+        self,
+        ports: list[Port | None],
+        applier: Applier,
+        request_bytes_max: int,
+        txn_ops_max: int,
+    ) -> None: ...
+    def drain(self) -> bool: ...
+    def waiting(self) -> bool: ...
+    def propose(self, encode: Callable[[int], bytes]) -> int: ...
+    def refuse_run(self, run: Run, error: int) -> None: ...
+    def serve(self, reads: Reads) -> None: ...
+    def refuse(self, reads: Reads, error: int) -> None: ...

@@ -1,0 +1,335 @@
+"""The requests of a turn: writes become one run of entries, reads wait for their read index.
+
+Rules:
+1. A record is copied before it is checked, because its worker could still change it, and checked as if no worker had: one
+   that does not check is dropped and counted, and its worker gets no answer.
+2. One client request that may change state is one entry: InternalRaftRequest {<the request's bytes>, header {ID}}.
+3. Serializable reads are answered from what is applied; linearizable ones wait, all of a turn's together, until raft has
+   told a read index and that index is applied.
+4. A turn takes at most TURN_BYTES_MAX from the rings and at most TURN_RECORDS_MAX records of each.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from quorate.core._apply cimport Applier
+from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve
+from quorate.core._errors cimport ERROR_CORRUPT
+from quorate.core._listing cimport Hashing, Listing, Stream
+from quorate.core._mvcc cimport Store
+from quorate.core._port cimport Port
+from quorate.core._protobuf cimport varint_size, write_varint
+from quorate.core._record cimport (
+    METHOD_ADMIN, METHOD_CANCEL, METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_HASH, METHOD_HASH_KV, METHOD_NONE, METHOD_PULL, METHOD_PUT,
+    METHOD_RANGE, METHOD_RANGE_STREAM, METHOD_TXN, REPLY_SLICE_MAX, REPLY_WHOLE, Request,
+)
+from quorate.core._reply cimport (
+    TAG_RANGE_COUNT, TAG_RANGE_KVS, append_header, append_key_value, append_number,
+)
+from quorate.core._request cimport (
+    Op, check_request, has_revision_filters, decode_request, is_read_only, is_serializable, omitted, op_at,
+    request_free,
+)
+from quorate.core._run cimport ENTRY_NORMAL, Run, Waiter
+from quorate.core._selection cimport STEP_KEYS_MAX, Selection
+from quorate.core._version cimport Version
+
+cdef enum:
+    # InternalRaftRequest: tags of the length-delimited fields, and of the header (field 100, two bytes).
+    TAG_PUT = 34
+    TAG_DELETE_RANGE = 42
+    TAG_TXN = 50
+    TAG_COMPACTION = 58
+    # Tag, size, header tag, header size, ID tag, and the varints at their longest.
+    ENTRY_OVERHEAD_MAX = 32
+    # Bytes of requests taken in one turn: what one sync then writes. About 10 ms of a plain disk.
+    TURN_BYTES_MAX = 4194304
+    TURN_RECORDS_MAX = 4096
+
+
+cdef class Reads:
+    """Reads that wait for one read index."""
+
+    def __dealloc__(self):
+        buffer_free(&self.requests)
+
+
+cdef class Batch:
+    """Takes requests out of the rings, a turn's worth at a time."""
+
+    def __cinit__(self, list ports, Applier applier, size_t request_bytes_max, uint32_t txn_ops_max):
+        self.ports = ports
+        self.applier = applier
+        self.request_bytes_max = request_bytes_max
+        self.txn_ops_max = txn_ops_max
+        self.asked = []
+
+    def __dealloc__(self):
+        request_free(&self.request)
+        buffer_free(&self.copy)
+        buffer_free(&self.reply)
+
+    def drain(self):
+        """Take a turn's requests; afterwards `run`, `reads` and `asked` hold what is to be done with them.
+
+        Answers whether a ring may hold more.
+        """
+        cdef Port port
+        cdef bint more = False
+        self.run = None
+        self.reads = None
+        self.asked = []
+        for port in self.ports:
+            if port is not None and not port.corrupt and self._drain_port(port):
+                more = True
+        return more
+
+    def waiting(self):
+        """Whether a ring holds requests that could be taken; to be asked once more before sleeping."""
+        cdef Port port
+        for port in self.ports:
+            if port is not None and not port.corrupt and not port.blocked() and not port.requests.empty():
+                return True
+        return False
+
+    cdef bint _drain_port(self, Port port) except -1:
+        cdef const uint8_t *data = NULL
+        cdef size_t size = 0
+        cdef size_t taken = 0
+        cdef int records = 0
+        cdef int got = 0
+        while taken < TURN_BYTES_MAX and records < TURN_RECORDS_MAX and not port.blocked():
+            got = port.requests.pop(&data, &size)
+            if got <= 0:
+                break
+            self._take(port, data, size)
+            taken += size
+            records += 1
+        if got < 0:
+            port.corrupt = True
+        if records:
+            port.requests.release()
+        return got > 0
+
+    cdef int _take(self, Port port, const uint8_t *data, size_t size) except -1:
+        cdef const Request *asked
+        cdef size_t payload = size - sizeof(Request)
+        if size < sizeof(Request) or payload > self.request_bytes_max:
+            port.dropped += 1
+            return 0
+        self.copy.size = 0
+        buffer_append(&self.copy, data, size)
+        asked = <const Request *>self.copy.data
+        data = self.copy.data + sizeof(Request)
+        if asked.reserved != 0:
+            port.dropped += 1
+        elif asked.method == METHOD_CANCEL:
+            port.cancel(asked.request_id)
+        elif asked.method == METHOD_PULL:
+            port.pull(asked.request_id, asked.extra)
+        elif asked.method == METHOD_ADMIN:
+            self.asked.append((port, asked.request_id, asked.extra, data[:payload]))
+        else:
+            return self._take_kv(port, asked, data, payload)
+        return 0
+
+    cdef int _take_kv(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
+        cdef uint32_t method = asked.method
+        cdef Read read
+        if decode_request(&self.request, method, data, size) or check_request(&self.request, method, self.txn_ops_max):
+            # Its worker lets nothing of this kind pass.
+            port.dropped += 1
+            return 0
+        if method == METHOD_PUT:
+            return self._propose(port, asked, TAG_PUT, data, size)
+        if method == METHOD_DELETE_RANGE:
+            return self._propose(port, asked, TAG_DELETE_RANGE, data, size)
+        if method == METHOD_COMPACT:
+            return self._propose(port, asked, TAG_COMPACTION, data, size)
+        if method == METHOD_TXN and not is_read_only(&self.request):
+            return self._propose(port, asked, TAG_TXN, data, size)
+        if method == METHOD_TXN:
+            serializable = is_serializable(&self.request)
+        else:
+            serializable = op_at(&self.request, 0).serializable or method in (METHOD_HASH, METHOD_HASH_KV)
+        if not serializable:
+            return self._wait_to_read(port, asked, data, size)
+        read.request_id = asked.request_id
+        read.method = method
+        read.size = <uint32_t>size
+        return self._read(port, &read, data)
+
+    cdef int _propose(self, Port port, const Request *asked, uint8_t tag, const uint8_t *data, size_t size) except -1:
+        """Make the request an entry of this turn's run."""
+        cdef Waiter waiter
+        cdef uint8_t *at
+        cdef size_t id_size
+        if self.run is None:
+            self.run = Run()
+        self.entry_id += 1
+        id_size = varint_size(self.entry_id)
+        at = self.run.add(1 + varint_size(size) + size + 4 + id_size, ENTRY_NORMAL)
+        at[0] = tag
+        at = write_varint(at + 1, size)
+        if size:
+            memcpy(at, data, size)
+        at += size
+        at[0] = 0xa2
+        at[1] = 0x06
+        at[2] = <uint8_t>(1 + id_size)
+        at[3] = 0x08
+        write_varint(at + 4, self.entry_id)
+        waiter.request_id = asked.request_id
+        waiter.slot = port.slot
+        waiter.generation = port.generation
+        waiter.method = asked.method
+        return self.run.add_waiter(&waiter)
+
+    def propose(self, encode):
+        """Make an entry that Python encodes, `encode(entry id) -> bytes`, of this turn's run; answers its id."""
+        cdef Waiter waiter
+        cdef bytes data
+        cdef uint8_t *at
+        self.entry_id += 1
+        data = encode(self.entry_id)
+        if self.run is None:
+            self.run = Run()
+        at = self.run.add(len(data), ENTRY_NORMAL)
+        memcpy(at, <const uint8_t *>data, len(data))
+        waiter.method = METHOD_NONE
+        self.run.add_waiter(&waiter)
+        return self.entry_id
+
+    def refuse_run(self, Run run, uint16_t error):
+        """Answer those who wait for a run that was not taken or is lost."""
+        cdef const Waiter *waiter = <const Waiter *>run.waiters.data
+        cdef const Waiter *end = <const Waiter *>(run.waiters.data + run.waiters.size)
+        cdef Port port
+        while waiter < end:
+            port = self.ports[waiter.slot] if waiter.method != METHOD_NONE else None
+            if port is not None and port.generation == waiter.generation:
+                port.refuse(waiter.request_id, error)
+            waiter += 1
+
+    # --- reads ---
+
+    cdef int _wait_to_read(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
+        cdef Read *read
+        cdef size_t padded = (size + 7) & ~<size_t>7
+        if self.reads is None:
+            self.reads = Reads()
+        buffer_reserve(&self.reads.requests, sizeof(Read) + padded)
+        read = <Read *>(self.reads.requests.data + self.reads.requests.size)
+        read.request_id = asked.request_id
+        read.slot = port.slot
+        read.generation = port.generation
+        read.method = asked.method
+        read.size = <uint32_t>size
+        if size:
+            memcpy(<uint8_t *>read + sizeof(Read), data, size)
+        self.reads.requests.size += sizeof(Read) + padded
+        self.reads.count += 1
+        return 0
+
+    def serve(self, Reads reads):
+        """Answer reads whose read index is applied."""
+        cdef size_t at = 0
+        cdef const Read *read
+        cdef Port port
+        while at < reads.requests.size:
+            read = <const Read *>(reads.requests.data + at)
+            at += sizeof(Read)
+            port = self.ports[read.slot]
+            if port is not None and port.generation == read.generation:
+                decode_request(&self.request, read.method, reads.requests.data + at, read.size)
+                self._read(port, read, reads.requests.data + at)
+            at += (read.size + 7) & ~<size_t>7
+
+    def refuse(self, Reads reads, uint16_t error):
+        """Answer reads that cannot be served."""
+        cdef size_t at = 0
+        cdef const Read *read
+        cdef Port port
+        while at < reads.requests.size:
+            read = <const Read *>(reads.requests.data + at)
+            port = self.ports[read.slot]
+            if port is not None and port.generation == read.generation:
+                port.refuse(read.request_id, error)
+            at += sizeof(Read) + ((read.size + 7) & ~<size_t>7)
+
+    cdef int _read(self, Port port, const Read *read, const uint8_t *data) except -1:
+        """Answer a read that is decoded in `request`, or begin a long answer."""
+        cdef uint16_t error
+        if self.applier.corrupt and read.method != METHOD_HASH and read.method != METHOD_HASH_KV:
+            return port.refuse(read.request_id, ERROR_CORRUPT)
+        if read.method == METHOD_RANGE:
+            return self._range(port, read)
+        if read.method == METHOD_RANGE_STREAM:
+            return self._stream(port, read)
+        if read.method != METHOD_TXN:
+            return self._hash(port, read)
+        error = self.applier.read(METHOD_TXN, data, read.size)
+        if error:
+            return port.refuse(read.request_id, error)
+        return port.reply_message(read.request_id, self.applier.out.data, self.applier.out.size)
+
+    cdef int _range(self, Port port, const Read *read) except -1:
+        cdef Op *op = op_at(&self.request, 0)
+        cdef Selection selection
+        cdef Listing listing
+        cdef uint16_t error
+        if op.range_end.size == 0 and op.revision <= 0 and not has_revision_filters(op):
+            return self._get(port, read)
+        selection = Selection()
+        error = selection.begin(self.applier.store, op, False)
+        if error:
+            return port.refuse(read.request_id, error)
+        if selection.step(STEP_KEYS_MAX) and selection.kvs_size < REPLY_SLICE_MAX // 2:
+            self.reply.size = 0
+            selection.append_all(&self.reply, &self.applier.header)
+            return port.reply(read.request_id, REPLY_WHOLE, 0, self.reply.size, self.reply.data, self.reply.size)
+        selection.hold()
+        listing = Listing()
+        listing.request_id = read.request_id
+        listing.selection = selection
+        listing.header = self.applier.header
+        return port.start(listing)
+
+    cdef int _get(self, Port port, const Read *read) except -1:
+        """One key as it is now: the road of most reads."""
+        cdef Op *op = op_at(&self.request, 0)
+        cdef Store store = self.applier.store
+        cdef Version *version = store.get(op.key.data, op.key.size, 0)
+        self.reply.size = 0
+        append_header(&self.reply, &self.applier.header, store.revision)
+        if version != NULL:
+            if not op.count_only:
+                append_key_value(&self.reply, TAG_RANGE_KVS, version, omitted(op))
+            append_number(&self.reply, TAG_RANGE_COUNT, 1)
+        return port.reply_message(read.request_id, self.reply.data, self.reply.size)
+
+    cdef int _stream(self, Port port, const Read *read) except -1:
+        cdef Selection selection = Selection()
+        cdef Stream stream
+        cdef uint16_t error = selection.begin(self.applier.store, op_at(&self.request, 0), False)
+        if error:
+            return port.refuse(read.request_id, error)
+        selection.hold()
+        stream = Stream()
+        stream.request_id = read.request_id
+        stream.selection = selection
+        stream.header = self.applier.header
+        stream.chunk_bytes = self.request_bytes_max
+        return port.start(stream)
+
+    cdef int _hash(self, Port port, const Read *read) except -1:
+        cdef Hashing hashing = Hashing()
+        cdef int error
+        hashing.request_id = read.request_id
+        hashing.store = self.applier.store
+        hashing.header = self.applier.header
+        hashing.is_hash_kv = read.method == METHOD_HASH_KV
+        error = hashing.store.hash_begin(&hashing.state, op_at(&self.request, 0).revision if hashing.is_hash_kv else 0)
+        if error:
+            return port.refuse(read.request_id, <uint16_t>error)
+        return port.start(hashing)

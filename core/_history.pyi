@@ -1,0 +1,6 @@
+from quorate.core._arena import Arena
+
+class History:
+    count: int
+    def __init__(self, arena: Arena) -> None: ...
+    def check(self) -> int: ...

@@ -1,0 +1,186 @@
+"""One worker as the core sees it: its rings, and the replies that wait for room or for a slow client.
+
+Rules:
+1. The core never waits for a worker. A reply record that finds no room goes to the backlog, and while there is one, no more
+   requests are taken from that worker: what a worker can pile up is bounded by what it has asked.
+2. A long reply has at most REPLY_WINDOW bytes under way; the worker pulls more as its client reads. One slice is sent per
+   turn and reply, so that the core turns to other requests in between.
+3. A worker that breaks the format is marked `corrupt` and replaced; a record that is well-formed but wrong is dropped and counted.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve, load_le32, store_le32
+from quorate.core._record cimport (
+    REPLY_END, REPLY_FIRST, REPLY_LAST, REPLY_SLICE_MAX, REPLY_WHOLE, REPLY_WINDOW, Reply,
+)
+from quorate.core._ring cimport Doorbell, Ring
+
+
+cdef class LongReply:
+    """A reply that is sent in slices as its client reads."""
+
+    cdef bint step(self, Port port) except -1:
+        """Do a bounded piece of work and send at most one slice; True when the reply is complete."""
+        raise AssertionError("a LongReply must say how it goes on")
+
+    cdef void finish(self) noexcept:
+        """The reply is complete or its asker is gone: let go of what it held."""
+
+
+cdef class Blob(LongReply):
+    """A finished message that is longer than one record."""
+
+    def __dealloc__(self):
+        buffer_free(&self.message)
+
+    cdef bint step(self, Port port) except -1:
+        cdef size_t size = min(self.message.size - self.sent, <size_t>REPLY_SLICE_MAX, self.credit)
+        cdef uint16_t flags = REPLY_FIRST if self.sent == 0 else 0
+        if size == 0:
+            return False
+        if self.sent + size == self.message.size:
+            flags |= REPLY_LAST | REPLY_END
+        port.reply(self.request_id, flags, 0, self.message.size, self.message.data + self.sent, size)
+        self.sent += size
+        self.credit -= size
+        return self.sent == self.message.size
+
+
+cdef class Port:
+    """The core's end of one worker's rings."""
+
+    def __cinit__(self, Ring requests, Ring replies, Doorbell bell, uint32_t slot, uint32_t generation):
+        self.requests = requests
+        self.replies = replies
+        self.bell = bell
+        self.slot = slot
+        self.generation = generation
+        self.long_replies = {}
+
+    def __dealloc__(self):
+        buffer_free(&self.backlog)
+
+    cdef int reply(self, uint64_t request_id, uint16_t flags, uint16_t error, uint64_t extra,
+                   const uint8_t *data, size_t size) except -1:
+        """Send one reply record. Raises MemoryError."""
+        cdef Reply *reply
+        cdef uint8_t *at = NULL
+        cdef size_t record = sizeof(Reply) + size
+        if self.backlog.size == 0:
+            at = self.replies.reserve(record)
+        if at == NULL:
+            buffer_reserve(&self.backlog, 4 + record)
+            store_le32(self.backlog.data + self.backlog.size, <uint32_t>record)
+            at = self.backlog.data + self.backlog.size + 4
+            self.backlog.size += 4 + record
+            record = 0
+        reply = <Reply *>at
+        reply.request_id = request_id
+        reply.extra = extra
+        reply.flags = flags
+        reply.error = error
+        reply.reserved = 0
+        if size:
+            memcpy(at + sizeof(Reply), data, size)
+        if record:
+            self.replies.commit(record)
+            self.pushed = True
+        return 0
+
+    cdef int reply_message(self, uint64_t request_id, const uint8_t *data, size_t size) except -1:
+        """Send a finished message, in slices when it is long. Raises MemoryError."""
+        cdef Blob blob
+        if size <= REPLY_SLICE_MAX:
+            return self.reply(request_id, REPLY_WHOLE, 0, size, data, size)
+        blob = Blob()
+        blob.request_id = request_id
+        buffer_append(&blob.message, data, size)
+        return self.start(blob)
+
+    cdef int refuse(self, uint64_t request_id, uint16_t error) except -1:
+        """Answer with an error."""
+        return self.reply(request_id, REPLY_END, error, 0, NULL, 0)
+
+    cdef int start(self, LongReply reply) except -1:
+        """Begin a long reply; a request id in use is the worker's fault, and the newer reply is dropped."""
+        reply.credit = REPLY_WINDOW
+        if reply.request_id in self.long_replies:
+            self.dropped += 1
+            reply.finish()
+            return 0
+        self.long_replies[reply.request_id] = reply
+        return 0
+
+    cdef void pull(self, uint64_t request_id, uint64_t credit):
+        """The worker took `credit` more bytes of a long reply."""
+        cdef LongReply reply = self.long_replies.get(request_id)
+        if reply is not None:
+            reply.credit = min(reply.credit + min(credit, <uint64_t>REPLY_WINDOW), <uint64_t>REPLY_WINDOW)
+
+    cdef void cancel(self, uint64_t request_id):
+        """The asker is gone."""
+        cdef LongReply reply = self.long_replies.pop(request_id, None)
+        if reply is not None:
+            reply.cancelled = True
+            reply.finish()
+
+    cdef bint blocked(self) noexcept:
+        """Whether this worker leaves replies lying, so that nothing more is taken from it."""
+        return self.backlog.size != 0
+
+    def step(self):
+        """Carry on every long reply by one slice; True while one of them could go on at once."""
+        cdef LongReply reply
+        cdef bint more = False
+        if not self.long_replies or self.blocked():
+            return False
+        for reply in list(self.long_replies.values()):
+            if reply.step(self):
+                del self.long_replies[reply.request_id]
+                reply.finish()
+            elif reply.credit:
+                more = True
+        return more
+
+    def flush(self):
+        """Make this turn's replies visible and wake the worker."""
+        if self.backlog.size:
+            self._push_backlog()
+        if self.pushed:
+            self.pushed = False
+            self.replies.publish()
+            self.bell.ring()
+
+    cdef int _push_backlog(self) noexcept:
+        cdef uint8_t *at
+        cdef size_t size
+        while self.backlog_at < self.backlog.size:
+            size = load_le32(self.backlog.data + self.backlog_at)
+            at = self.replies.reserve(size)
+            if at == NULL:
+                return 0
+            memcpy(at, self.backlog.data + self.backlog_at + 4, size)
+            self.replies.commit(size)
+            self.pushed = True
+            self.backlog_at += 4 + size
+        buffer_free(&self.backlog)
+        self.backlog_at = 0
+        return 0
+
+    def close(self):
+        """The worker is gone: drop what was under way."""
+        cdef LongReply reply
+        for reply in self.long_replies.values():
+            reply.cancelled = True
+            reply.finish()
+        self.long_replies.clear()
+
+    def answer(self, uint64_t request_id, bytes message):
+        """Send a finished message from Python."""
+        self.reply_message(request_id, <const uint8_t *>message, len(message))
+
+    def answer_error(self, uint64_t request_id, uint16_t error):
+        """Answer with an error from Python."""
+        self.refuse(request_id, error)

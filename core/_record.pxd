@@ -1,0 +1,63 @@
+# cython: language_level=3
+"""The layout of request and reply records: what workers and core say to one another through the rings.
+
+A record is a header and then `ring record size - header size` payload bytes.
+
+Request, worker -> core. The payload of a KV request is the protobuf message as the client sent it (checked by
+the worker, and checked again here, because the core trusts nothing that a worker writes).
+
+    METHOD_CANCEL   the asker is gone: drop what is still to be sent; no payload, no answer
+    METHOD_PULL     the worker took `credit` more bytes of this long reply: send as many again
+    METHOD_ADMIN    `extra` is an Admin call; payload as that call defines it; answered by Python
+
+Reply, core -> worker. A reply is one or more messages of the method's response type (one for unary calls), each
+in one or more slices, and one record is one slice. FIRST starts a message and `extra` is its whole size; LAST
+ends it; END ends the call, with `error` 0 or an ErrorId; END alone carries no message. Of a long reply the core sends
+at most REPLY_WINDOW bytes more than the worker pulled.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef enum Method:
+    METHOD_NONE = 0
+    METHOD_RANGE = 1
+    METHOD_PUT = 2
+    METHOD_DELETE_RANGE = 3
+    METHOD_TXN = 4
+    METHOD_COMPACT = 5
+    METHOD_RANGE_STREAM = 6
+    METHOD_HASH_KV = 7
+    METHOD_HASH = 8
+    METHOD_CANCEL = 64
+    METHOD_PULL = 65
+    METHOD_ADMIN = 66
+
+
+cdef enum ReplyFlag:
+    REPLY_FIRST = 1
+    REPLY_LAST = 2
+    REPLY_END = 4
+    REPLY_WHOLE = 7         # all three: a short unary reply in one record
+
+
+cdef enum:
+    # Bytes of one long reply that may be under way between core and worker.
+    REPLY_WINDOW = 262144
+    # A slice is at most this long, so that the core turns to other requests in between.
+    REPLY_SLICE_MAX = 65536
+
+
+cdef struct Request:
+    uint64_t request_id     # chosen by the worker, unique while the call lives
+    uint64_t extra          # METHOD_PULL: credit in bytes; METHOD_ADMIN: the Admin call
+    uint32_t method
+    uint32_t reserved       # zero
+
+
+cdef struct Reply:
+    uint64_t request_id
+    uint64_t extra          # FIRST: size of the whole message in bytes
+    uint16_t flags
+    uint16_t error          # ErrorId; 0 = none; only with END
+    uint32_t reserved       # zero

@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def judge(method: int, message: Buffer, txn_ops_max: int = 128) -> int: ...

@@ -1,0 +1,1 @@
+"""No Python surface: used by apply and by listings."""

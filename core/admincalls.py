@@ -1,0 +1,16 @@
+"""The numbers of what workers ask the core in Python; `core/admin.py` answers."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class AdminCall(IntEnum):
+    """The `extra` of a METHOD_ADMIN record."""
+
+    STATUS = 1  # StatusRequest -> StatusResponse
+    MEMBER_LIST = 2  # MemberListRequest -> MemberListResponse
+    ALARM = 3  # AlarmRequest -> AlarmResponse
+    METRICS = 4  # nothing -> JSON
+    HEALTH = 5  # `0` or `1` (after a linearizable read) -> JSON
+    DEFRAGMENT = 6  # DefragmentRequest -> DefragmentResponse

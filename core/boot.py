@@ -1,0 +1,137 @@
+"""A data directory becomes a running member: a new one is bootstrapped, an old one is recovered.
+
+Rules:
+1. Directories are made with mode 0700, and one that others may read is warned of, as etcd does.
+2. Recovery applies each committed run as it is read and lets go of it: memory does not grow with the log. What is not yet known
+   to be committed goes to raft, which decides.
+3. A lone voter stands for election at once: there is nobody to wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+from ._batch import Batch
+from ._disk import OsDisk
+from ._mvcc import Store
+from ._port import Port
+from ._run import Run
+from ._wal import Wal, make_directories
+from .config import Config
+from .errors import Fatal
+from .limits import GRPC_OVERHEAD_BYTES
+from .logs import Logger
+from .members import bootstrap_runs, cluster_id, initial_members
+from .messages import ConfState, HardState
+from .node import Node
+from .raft import Config as RaftConfig
+from .raft import Raft
+from .raftlog import RaftLog
+
+
+def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: Logger) -> Node:
+    """The member of this data directory, elected and with everything committed applied. Raises Fatal."""
+    disk = OsDisk()
+    make_directories(disk, os.path.join(config.data_dir, "member", "snap"))
+    warn_of_permissions(config.data_dir, logger)
+    is_new = not any(name.endswith(".wal") for name in disk.list(config.wal_path) or ())
+    if is_new:
+        wal, members = create_wal(config, disk)
+        node = Node(wal, Store(), ports, doorbell, logger)
+        raft = make_raft(config, wal, RaftLog(), HardState(), ConfState())
+        raft.bootstrap(*bootstrap_runs(members))
+    else:
+        wal = Wal.open(disk, config.wal_path, no_fsync=config.unsafe_no_fsync)
+        node = Node(wal, Store(), ports, doorbell, logger)
+        raft = recover(config, node)
+    node.applier.identify(wal.cluster_id, wal.node_id)
+    request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
+    node.begin(raft, Batch(ports, node.applier, request_bytes_max, config.max_txn_ops))
+    elect(node)
+    return node
+
+
+def create_wal(config: Config, disk: OsDisk) -> tuple[Wal, Sequence[object]]:
+    """The log of a new cluster, and the cluster's members. Raises Fatal."""
+    members = initial_members(peer_urls_by_name(config), config.initial_cluster_token)
+    if len(members) != 1:
+        raise Fatal("--initial-cluster names several members; this version serves one member")
+    cluster = cluster_id(member.id for member in members)
+    wal = Wal.create(
+        disk, config.wal_path, members[0].id, cluster, no_fsync=config.unsafe_no_fsync
+    )
+    return wal, members
+
+
+def peer_urls_by_name(config: Config) -> Mapping[str, list[str]]:
+    """What --initial-cluster says: the peer URLs of each member."""
+    urls: dict[str, list[str]] = {}
+    for part in config.initial_cluster.split(","):
+        name, _, url = part.strip().partition("=")
+        if name:
+            urls.setdefault(name, []).append(url)
+    return urls
+
+
+def recover(config: Config, node: Node) -> Raft:
+    """Read the log, apply what is committed, and make the raft of the rest. Raises Fatal."""
+    wal, applier = node.wal, node.applier
+    waiting: deque[Run] = deque()
+    applied_term = 0
+    for run in wal.recover():
+        waiting.append(run)
+        while waiting and waiting[0].last_index <= wal.commit:
+            applier.apply(waiting[0])
+            applied_term = waiting.popleft().term
+    if wal.torn_bytes:
+        node.logger.warn("cut a torn write off the log", bytes=wal.torn_bytes)
+    node.logger.info(
+        "recovered",
+        applied_index=applier.applied,
+        revision=applier.store.revision,
+        uncommitted_runs=len(waiting),
+    )
+    voters, learners = [], []
+    for member in node.members.list():
+        (learners if member.is_learner else voters).append(member.id)
+    log = RaftLog(waiting, applier.applied, applied_term)
+    raft = make_raft(
+        config, wal, log, HardState(*wal.hard_state), ConfState(tuple(voters), tuple(learners))
+    )
+    if not voters and log.last_index == 0:
+        # The process ended before its first write was whole.
+        raft.bootstrap(*bootstrap_runs(initial_members(peer_urls_by_name(config), config.initial_cluster_token)))
+    return raft
+
+
+def make_raft(
+    config: Config, wal: Wal, log: RaftLog, hard_state: HardState, conf_state: ConfState
+) -> Raft:
+    """The raft machine of this member."""
+    ticks = max(1, config.election_timeout // config.heartbeat_interval)
+    return Raft(RaftConfig(wal.node_id, ticks), log, hard_state, conf_state, random.Random())
+
+
+def elect(node: Node) -> None:
+    """Work until this member leads and has applied all that it knows to be committed."""
+    node.work()
+    node.raft.campaign()
+    while node.raft.leader != node.raft.id or node.applier.applied < node.raft.log.last_index:
+        before = node.raft.log.last_index, node.applier.applied, node.raft.term
+        node.work()
+        if before == (node.raft.log.last_index, node.applier.applied, node.raft.term):
+            raise Fatal("this member is not a voter of its cluster; this version serves one member")
+
+
+def warn_of_permissions(data_dir: str, logger: Logger) -> None:
+    """Say when others than the owner can reach the data."""
+    mode = os.stat(data_dir).st_mode & 0o777
+    if mode & 0o077:
+        logger.warn(
+            "check file permission",
+            error=f'directory "{data_dir}" exist, but the permission is "{mode:o}". The recommended '
+            'permission is "700" to prevent possible unprivileged access to the data',
+        )

@@ -1,0 +1,140 @@
+"""Every maximum: its unit and its reason. Relations between them are asserted here, at import."""
+
+from __future__ import annotations
+
+# --- sizes of requests ----------------------------------------------------------------------------
+# etcd's default of --max-request-bytes: what one raft proposal may hold.
+REQUEST_BYTES_MAX_DEFAULT = 1_572_864
+# gRPC messages may be this much larger than a proposal (etcd: grpcOverheadBytes).
+GRPC_OVERHEAD_BYTES = 512 * 1024
+# etcd's default of --max-txn-ops: operations in one list of a Txn.
+TXN_OPS_MAX_DEFAULT = 128
+# Above this --max-request-bytes etcd warns.
+REQUEST_BYTES_RECOMMENDED_MAX = 10 * 1024 * 1024
+
+# --- flags --------------------------------------------------------------------------------------
+# etcd's ceiling of --election-timeout.
+ELECTION_MILLISECONDS_MAX = 50_000
+# etcd's meaning of --quota-backend-bytes=0, and the size above which it warns.
+QUOTA_BYTES_DEFAULT = 2 * 1024**3
+QUOTA_BYTES_RECOMMENDED_MAX = 8 * 1024**3
+
+# --- rings ----------------------------------------------------------------------------------------
+# A ring holds at least two of the largest requests; a power of two, because it is mapped twice in
+# a row.
+RING_BYTES_MIN = 4 * 1024 * 1024
+
+# --- log ------------------------------------------------------------------------------------------
+# etcd's WAL segment.
+SEGMENT_BYTES = 64_000_000
+# Applied entries that raft keeps in memory for members a little behind, whichever limit comes
+# first; who is further behind gets a snapshot.
+APPLIED_BYTES_KEPT_MAX = 4 * 1024 * 1024
+APPLIED_ENTRIES_KEPT_MAX = 5_000
+# Bytes of proposed and not yet applied entries beyond which raft refuses more: what a disk that
+# hangs may cost in memory.
+UNAPPLIED_BYTES_MAX = 64 * 1024 * 1024
+
+assert RING_BYTES_MIN >= 2 * (REQUEST_BYTES_MAX_DEFAULT + GRPC_OVERHEAD_BYTES) - 128 * 1024
+
+# --- off the hot path -----------------------------------------------------------------------------
+# Calls with a Python handler that one worker has under way: each holds a task and its messages.
+PYTHON_CALLS_MAX = 1024
+# Messages that a client may be ahead of its Python handler on one call.
+PYTHON_CALL_MESSAGES_MAX = 64
+# Questions to the core that one worker has under way; more is answered `too many requests`.
+ASKS_MAX = 1024
+# How often a health Watch looks whether its status changed.
+HEALTH_WATCH_SECONDS = 1.0
+
+# --- HTTP/1.1 -------------------------------------------------------------------------------------
+# Connections of one worker; probes and scrapers need a few, the rest is refused with 503.
+HTTP1_CONNECTIONS_MAX = 256
+# Request line and headers. Go's own limit is 1 MiB; no probe comes near this.
+HTTP1_HEADER_BYTES_MAX = 16 * 1024
+# Bodies are read to be thrown away.
+HTTP1_BODY_BYTES_MAX = 64 * 1024
+# From the first byte of a request to its end, and for a client to take the answer.
+HTTP1_REQUEST_SECONDS_MAX = 10.0
+# Between two requests on one connection.
+HTTP1_IDLE_SECONDS_MAX = 120.0
+
+# --- HTTP/2, of one connection --------------------------------------------------------------------
+# etcd's defaults of --grpc-keepalive-min-time, -interval and -timeout, in seconds.
+KEEPALIVE_MIN_SECONDS_DEFAULT = 5.0
+KEEPALIVE_INTERVAL_SECONDS_DEFAULT = 2 * 3600.0
+KEEPALIVE_TIMEOUT_SECONDS_DEFAULT = 20.0
+# grpc-go forgives this many early pings before GOAWAY too_many_pings.
+PING_STRIKES_MAX = 2
+# Open streams. etcd's default is no limit at all; this many clients may share a connection.
+STREAMS_MAX = 16_384
+# Names, values and 32 bytes each, as HTTP/2 counts: room for a large JWT, not for a bomb.
+HEADER_LIST_BYTES_MAX = 16 * 1024
+# A block of HEADER_LIST_BYTES_MAX fits in one or two frames; this is nghttp2's default as well.
+CONTINUATIONS_MAX = 8
+# PING and SETTINGS acknowledgements that wait to be sent.
+ACKNOWLEDGEMENTS_MAX = 1_000
+# Entries of one SETTINGS frame.
+SETTINGS_ENTRIES_MAX = 32
+# Streams reset by either side: what a client whose calls all time out at once needs, then a rate
+# that costs us less than one percent of a core.
+RESETS_BURST = 2_000
+RESETS_PER_SECOND = 1_000
+# Frames in a row that ask for nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA,
+# unknown ones), between any two that carry a request or a reply.
+IDLE_FRAMES_MAX = 10_000
+# Flow control: what a client may send of one call, and of all calls, before we take it.
+STREAM_WINDOW_BYTES = 256 * 1024
+CONNECTION_WINDOW_BYTES = 4 * 1024 * 1024
+# Requests that have begun and are not whole yet; beyond it their streams are reset.
+PARTIAL_BYTES_MAX = 64 * 1024 * 1024
+# Replies that wait because the client does not take them: first we stop reading, then calls end.
+REPLY_BYTES_HIGH = 8 * 1024 * 1024
+REPLY_BYTES_MAX = 32 * 1024 * 1024
+# Frames of replies that wait in nghttp2 while the socket is full: then we stop reading.
+QUEUED_FRAMES_HIGH = 512
+# Framed bytes that the socket did not take; nothing more is framed until they are gone.
+SEND_BYTES_MAX = 256 * 1024
+# A socket must say what it speaks, and a header block must end, within this; an idle connection
+# that has said so may stay for ever.
+FIRST_BYTES_SECONDS = 30.0
+# A client that has replies waiting and takes no byte of them is dropped.
+SEND_STALL_SECONDS = 60.0
+# What Python-made replies may wait per call before `send_message` asks for patience.
+CALL_SEND_BYTES_HIGH = 256 * 1024
+CALL_SEND_BYTES_LOW = 64 * 1024
+
+# --- gRPC, of one worker --------------------------------------------------------------------------
+# Calls that live at once, over all connections: more streams are refused.
+CALLS_MAX = 262_144
+# As PARTIAL_BYTES_MAX and REPLY_BYTES_MAX, over all connections.
+WORKER_PARTIAL_BYTES_MAX = 512 * 1024 * 1024
+WORKER_REPLY_BYTES_MAX = 512 * 1024 * 1024
+# etcd's ReqTimeout for --election-timeout=1000: 5 s and two elections.
+REQUEST_SECONDS_DEFAULT = 7.0
+# One recv; a worker has one such buffer for all its sockets.
+RECEIVE_BYTES = 256 * 1024
+# A turn gives the process back to Python at the latest after this, however busy it is.
+TURN_SECONDS_MAX = 0.05
+# After "too many open files", how long a worker leaves new connections to the others.
+ACCEPT_PAUSE_SECONDS = 0.1
+
+assert PARTIAL_BYTES_MAX >= 16 * (REQUEST_BYTES_MAX_DEFAULT + GRPC_OVERHEAD_BYTES)
+assert CONNECTION_WINDOW_BYTES >= 2 * STREAM_WINDOW_BYTES
+assert REPLY_BYTES_HIGH < REPLY_BYTES_MAX < WORKER_REPLY_BYTES_MAX
+assert CALL_SEND_BYTES_LOW < CALL_SEND_BYTES_HIGH
+# One request always fits, however large the flag lets it be by default.
+assert UNAPPLIED_BYTES_MAX > REQUEST_BYTES_MAX_DEFAULT
+
+# --- counters -------------------------------------------------------------------------------------
+# Counters of one worker in shared memory, 16 KiB: 20 for each method and some of the worker itself.
+WORKER_COUNTERS_MAX = 2048
+# How old the counts of other workers in /metrics may be.
+COUNTERS_PUBLISH_SECONDS = 1.0
+
+# --- workers --------------------------------------------------------------------------------------
+# How long a turn of the pump may wait for more before the process goes back to trio.
+LINGER_SECONDS = 0.001
+# How long a worker that is told to stop goes on answering what is under way; less than the core
+# waits for it.
+DRAIN_SECONDS_MAX = 0.8

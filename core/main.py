@@ -1,0 +1,126 @@
+"""The core process: opens sockets and data directory, starts the workers, and turns until it is told to stop.
+
+Rules:
+1. This process is what the user started; its workers are its children.
+2. Between two turns it sleeps on its doorbell: first for LINGER_MILLISECONDS right there, which costs no time in the event
+   loop while requests come in quick succession, then in trio, where signals, ticks and dead workers are seen to.
+3. SIGTERM and SIGINT: the workers stop accepting and finish what is under way, then the core stops; exit code 0.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+
+import trio
+
+from .boot import open_node
+from .config import Config
+from .fleet import Command, Fleet, WorkerMain
+from .logs import Logger
+from .node import Node
+from .report import Report
+from .sockets import close_listeners, open_listeners
+from .version import SERVER_VERSION
+
+# How long a sleep is kept out of the event loop; also how late a signal or a tick may be seen.
+LINGER_MILLISECONDS = 1
+# However busy the turns are, the event loop gets its say this often.
+BUSY_SECONDS_MAX = 0.01
+# What a stopping worker may take to finish what its clients asked; the whole stop has 1.5 s.
+DRAIN_SECONDS_MAX = 1.0
+
+
+def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
+    """Serve until told to stop. Raises Fatal, DiskError."""
+    logger.info("starting", version=SERVER_VERSION, name=config.name, pid=os.getpid())
+    listeners = open_listeners(config.listen_client_urls)
+    fleet = Fleet(config, logger, listeners, worker_main)
+    node = open_node(config, fleet.ports, fleet.core_bell.fd, logger)
+    # What lives now lives until the end: the collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
+    fleet.tell(Command.SERVE)
+    for slot in range(config.workers):
+        fleet.start(slot)
+    try:
+        trio.run(serve, config, logger, fleet, node)
+    finally:
+        close_listeners(listeners)
+        for slot in range(config.workers):
+            if fleet.ports[slot] is not None:
+                fleet.kill(slot)
+    node.wal.close()
+    logger.info("stopped")
+
+
+async def serve(config: Config, logger: Logger, fleet: Fleet, node: Node) -> None:
+    """Everything that goes on in the core process."""
+    async with trio.open_nursery() as nursery:
+        for slot in range(config.workers):
+            nursery.start_soon(fleet.watch, slot)
+        nursery.start_soon(tick, config, fleet, node)
+        nursery.start_soon(turn, fleet, node, Report(config, node, fleet))
+        log_ready(config, logger)
+        await stop_signal(logger)
+        fleet.tell(Command.DRAIN)
+        await drained(fleet)
+        nursery.cancel_scope.cancel()
+
+
+async def turn(fleet: Fleet, node: Node, report: Report) -> None:
+    """Turn the node whenever there is something to do."""
+    bell, batch, handle = fleet.core_bell, node.batch, report.handle
+    assert batch is not None
+    yielded = time.monotonic()
+    while True:
+        more = node.turn(handle)
+        if time.monotonic() - yielded > BUSY_SECONDS_MAX:
+            await trio.lowlevel.checkpoint()
+            yielded = time.monotonic()
+        if more:
+            continue
+        bell.sleep()
+        if not batch.waiting() and not bell.wait(LINGER_MILLISECONDS):
+            await trio.lowlevel.wait_readable(bell.fd)
+            yielded = time.monotonic()
+        bell.rise()
+
+
+async def tick(config: Config, fleet: Fleet, node: Node) -> None:
+    """Let raft's time go by, and see to workers that broke the rules."""
+    assert node.raft is not None
+    while True:
+        await trio.sleep(config.heartbeat_interval / 1000)
+        node.raft.tick()
+        fleet.replace_corrupt()
+
+
+async def stop_signal(logger: Logger) -> None:
+    """Wait for SIGTERM or SIGINT."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            logger.info("received signal; shutting down", signal=signal.Signals(number).name)
+            return
+
+
+async def drained(fleet: Fleet) -> None:
+    """Wait until every worker has left, or DRAIN_SECONDS_MAX are over."""
+    with trio.move_on_after(DRAIN_SECONDS_MAX):
+        while fleet.alive():
+            await trio.sleep(0.01)
+
+
+def log_ready(config: Config, logger: Logger) -> None:
+    """The lines that tools wait for."""
+    logger.info("ready to serve client requests")
+    for url in config.listen_client_urls:
+        address = url.partition("://")[2]
+        logger.info(
+            "serving client traffic insecurely; this is strongly discouraged!",
+            traffic="grpc+http",
+            address=address,
+        )
+

@@ -1,0 +1,57 @@
+from collections.abc import Iterable
+from typing import Any
+
+from quorate.core._ring import Ring
+
+CALL: int
+MESSAGE: int
+HALF_CLOSED: int
+RESET: int
+REPLY: int
+HTTP1: int
+CORRUPT: int
+DRAINED: int
+
+class Grpc:
+    echo: bool
+    def __init__(
+        self,
+        *,
+        requests: Ring | None = None,
+        replies: Ring | None = None,
+        served: Iterable[str] = (),
+        request_bytes_max: int = ...,
+        txn_ops_max: int = ...,
+        streams_max: int = ...,
+        keepalive_min: float = ...,
+        keepalive_interval: float = ...,
+        keepalive_timeout: float = ...,
+        request_timeout: float = ...,
+        calls_max: int = ...,
+        echo: bool = False,
+        **_: Any,
+    ) -> None: ...
+    def take_events(self) -> list[tuple[Any, ...]]: ...
+    def send_message(self, call_id: int, message: bytes) -> int: ...
+    def finish(
+        self,
+        call_id: int,
+        code: int,
+        message: str = "",
+        trailers: Iterable[tuple[str, str]] = (),
+    ) -> None: ...
+    def ask(self, admin_call: int, payload: bytes = b"") -> int: ...
+    def cancel_ask(self, ask_id: int) -> None: ...
+    def method_counts(self) -> dict[str, list[int]]: ...
+    def gauges(self) -> dict[str, int]: ...
+    def set_time(self, now: int) -> None: ...
+    def deliver(self) -> None: ...
+
+class Connection:
+    finished: bool
+    def __init__(self, grpc: Grpc) -> None: ...
+    def feed(self, data: bytes) -> bool: ...
+    def drain(self, size_max: int = ...) -> bytes: ...
+    def tick(self) -> int: ...
+    def shut_down(self) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,2 @@
+PREFACE: bytes
+"""No Python surface: `_grpc.Connection` is the way in."""

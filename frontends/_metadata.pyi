@@ -1,0 +1,1 @@
+"""No Python surface: `_grpc` calls it."""

@@ -1,0 +1,1 @@
+"""quorate: an etcd server several times faster than etcd."""

@@ -1,0 +1,1 @@
+"""A part of a protobuf package's name."""

@@ -1,0 +1,166 @@
+"""Slow, full and failing disks: nothing is acknowledged that is not durable, and what was acknowledged is there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.load import Ledger, Load
+from tests.needs import need
+from tests.server import Program, Server
+from tests.wire import Client, Refused
+
+pytestmark = pytest.mark.crash
+
+WORD = struct.Struct("=q")
+DELAY_MS, SYNCS_LEFT, WRITES_LEFT, ERRNO, SYNCS, WRITES = range(6)
+NO_SPACE = "etcdserver: mvcc: database space exceeded"
+# Room for the first segments of 64,000,000 bytes, and not for all that the test writes.
+SMALL_DISK, LARGE_DISK = "size=200m", "size=1g"
+BIG_VALUE = bytes(1_000_000)
+
+
+class FaultyDisk:
+    """The words that `fault.c` reads in the server."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(b"".join(map(WORD.pack, [0, -1, -1, errno.EIO, 0, 0])))
+
+    def __setitem__(self, word: int, value: int) -> None:
+        with self.path.open("r+b") as file:
+            os.pwrite(file.fileno(), WORD.pack(value), word * WORD.size)
+
+    def __getitem__(self, word: int) -> int:
+        number: int = WORD.unpack_from(self.path.read_bytes(), word * WORD.size)[0]
+        return number
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled shim."""
+    library = tmp_path_factory.mktemp("shim") / "fault.so"
+    source = Path(__file__).with_name("fault.c")
+    command = [need("cc"), "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+@pytest.fixture
+def disk(shim: Path, tmp_path: Path) -> FaultyDisk:
+    """Good until told otherwise."""
+    return FaultyDisk(tmp_path / "control")
+
+
+@pytest.fixture
+def faulty(program: Program, shim: Path, disk: FaultyDisk, tmp_path: Path) -> Iterator[Server]:
+    """A server on the faulty disk; skips for etcd, which calls the kernel without the C library."""
+    if not program.is_quorate:
+        pytest.skip("etcd's system calls can't be replaced")
+    with Server(program, tmp_path / "server") as server:
+        server.environment = {"LD_PRELOAD": str(shim), "FAULT_CONTROL": str(disk.path)}
+        server.start()
+        assert disk[SYNCS] > 0, "the shim sees no sync"
+        yield server
+
+
+def test_a_slow_sync_makes_answers_late_and_none_early(faulty: Server, disk: FaultyDisk) -> None:
+    disk[DELAY_MS] = 1000
+    with Client(faulty.port) as client, Client(faulty.port) as other:
+        began = time.monotonic()
+        writes = [client.start("KV/Put", {"key": b"k%d" % n, "value": b"v"}) for n in range(50)]
+        time.sleep(0.1)
+        seen = other.get(b"k0", serializable=True).get("kvs", [])
+        assert not seen, "a read returned what is not durable"
+        assert not any(write.done() for write in writes), "acknowledged before the sync returned"
+        for write in writes:
+            write.result()
+        assert 0.9 <= time.monotonic() - began < 4.5
+        disk[DELAY_MS] = 0
+        assert other.get(b"k49")["kvs"][0]["value"] == b"v"
+
+
+@pytest.mark.parametrize("word", [SYNCS_LEFT, WRITES_LEFT], ids=["sync", "write"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_the_first_failure_is_final(
+    word: int, error: int, after: int, faulty: Server, disk: FaultyDisk
+) -> None:
+    ledger = Ledger()
+    load = Load(faulty.port, ledger, "before", 2, 4).start()
+    time.sleep(0.2)
+    disk[ERRNO] = error
+    disk[word] = after
+    code = faulty.wait(10)
+    load.join()
+    assert code == 1, faulty.tail()
+    assert "Traceback" not in faulty.tail(100)
+    disk[word] = -1
+    faulty.restart()
+    with Client(faulty.port) as client:
+        assert ledger.verify(client) > 0
+        client.put(b"z", b"after")
+
+
+@contextlib.contextmanager
+def small_disk(at: Path) -> Iterator[None]:
+    """A file system of its own there, `SMALL_DISK` large; skips where this user can't mount."""
+    at.mkdir(mode=0o700, parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"{SMALL_DISK},mode=0700", "none", str(at)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user can't mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
+def fill(server: Server) -> tuple[dict[bytes, int], Refused | None]:
+    """Write until the server refuses or ends: what was acknowledged, and the refusal."""
+    acknowledged: dict[bytes, int] = {}
+    with Client(server.port) as client:
+        for number in range(400):
+            key = b"big/%03d" % number
+            try:
+                acknowledged[key] = client.put(key, BIG_VALUE)["header"]["revision"]
+            except Refused as error:
+                return acknowledged, error
+    return acknowledged, None
+
+
+def test_a_full_disk_loses_nothing(program: Program, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk), Server(program, tmp_path / "server") as server:
+        server.data = disk / "data"
+        server.start()
+        acknowledged, refusal = fill(server)
+        assert refusal is not None, "400 MB fitted on 200"
+        assert len(acknowledged) > 20
+        assert refusal.text == NO_SPACE or ended(server), refusal
+        if server.alive():
+            server.kill()
+        server.process = None
+        subprocess.run(["mount", "-o", f"remount,{LARGE_DISK}", str(disk)], check=True)
+        server.restart()
+        with Client(server.port) as client:
+            there = client.get(b"big/", b"big0", keys_only=True)
+            found = {kv["key"]: kv["mod_revision"] for kv in there["kvs"]}
+            assert acknowledged.items() <= found.items()
+            assert len(found) <= len(acknowledged) + 1
+            client.put(b"z", b"after")
+
+
+def ended(server: Server, seconds: float = 10.0) -> bool:
+    """Whether the process ends by itself in that time."""
+    assert server.process is not None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.process.wait(seconds)
+    return not server.alive()

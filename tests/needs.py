@@ -1,0 +1,31 @@
+"""Programs that some tests talk to, and what becomes of a test whose program is missing.
+
+A missing program skips the test with a reason that begins with `needs`; with QUORATE_CI=1 the hook
+in `tests/conftest.py` turns every such skip into a failure.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+# Debian's package of each program.
+PACKAGES = {
+    "etcd": "etcd-server",
+    "etcdctl": "etcd-client",
+    "h2load": "nghttp2-client",
+    "nghttp": "nghttp2-client",
+    "go": "golang-go",
+    "java": "default-jdk",
+    "cargo": "cargo",
+    "node": "nodejs",
+}
+
+
+def need(program: str) -> str:
+    """The path of a program; the test is skipped (in CI: fails) if it is not there."""
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"needs {program} (Debian's {PACKAGES.get(program, program)})")
+    return found
