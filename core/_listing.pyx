@@ -77,6 +77,10 @@ cdef class Listing(LongReply):
             self.pending_at = 0
         return last
 
+    cdef bint hinders(self) noexcept:
+        """Whether a compaction waits for the revision that this list reads."""
+        return self.selection.store.compact_revision > self.selection.revision
+
     cdef void finish(self) noexcept:
         self.selection.release()
 

@@ -11,9 +11,10 @@ cdef class LongReply:
     # A reply that is sent in slices as its client reads. Subclasses fill `next_slice`.
     cdef uint64_t request_id
     cdef size_t credit          # bytes that may still be sent before the worker pulls more
-    cdef bint cancelled         # the asker is gone
+    cdef uint32_t age           # ticks since it began
 
     cdef bint step(self, Port port) except -1
+    cdef bint hinders(self) noexcept
     cdef void finish(self) noexcept
 
 

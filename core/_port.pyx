@@ -12,6 +12,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve, load_le32, store_le32
+from quorate.core._errors cimport ERROR_LIST_ABANDONED
 from quorate.core._record cimport (
     REPLY_END, REPLY_FIRST, REPLY_LAST, REPLY_SLICE_MAX, REPLY_WHOLE, REPLY_WINDOW, Reply,
 )
@@ -24,6 +25,10 @@ cdef class LongReply:
     cdef bint step(self, Port port) except -1:
         """Do a bounded piece of work and send at most one slice; True when the reply is complete."""
         raise AssertionError("a LongReply must say how it goes on")
+
+    cdef bint hinders(self) noexcept:
+        """Whether this reply holds up what others need; then it may not take for ever."""
+        return False
 
     cdef void finish(self) noexcept:
         """The reply is complete or its asker is gone: let go of what it held."""
@@ -123,7 +128,6 @@ cdef class Port:
         """The asker is gone."""
         cdef LongReply reply = self.long_replies.pop(request_id, None)
         if reply is not None:
-            reply.cancelled = True
             reply.finish()
 
     cdef bint blocked(self) noexcept:
@@ -143,6 +147,15 @@ cdef class Port:
             elif reply.credit:
                 more = True
         return more
+
+    def tick(self, uint32_t ticks_max):
+        """A tick went by: give up the replies that hinder others and are older than `ticks_max`."""
+        cdef LongReply reply
+        for reply in list(self.long_replies.values()):
+            reply.age += 1
+            if reply.age > ticks_max and reply.hinders():
+                self.refuse(reply.request_id, ERROR_LIST_ABANDONED)
+                self.cancel(reply.request_id)
 
     def flush(self):
         """Make this turn's replies visible and wake the worker."""
@@ -173,7 +186,6 @@ cdef class Port:
         """The worker is gone: drop what was under way."""
         cdef LongReply reply
         for reply in self.long_replies.values():
-            reply.cancelled = True
             reply.finish()
         self.long_replies.clear()
 

@@ -116,7 +116,7 @@ cdef inline int omitted(const Op *op) noexcept nogil:
 
 
 cdef uint16_t decode_request(KvRequest *request, uint32_t method, const uint8_t *data, size_t size) except? 0xffff nogil
-cdef uint16_t check_request(KvRequest *request, uint32_t method, uint32_t txn_ops_max) except? 0xffff nogil
+cdef uint16_t check_request(KvRequest *request, uint32_t method, uint32_t txn_ops_max) noexcept nogil
 cdef bint is_read_only(KvRequest *request) noexcept nogil
 cdef bint is_serializable(KvRequest *request) noexcept nogil
 cdef void request_free(KvRequest *request) noexcept nogil

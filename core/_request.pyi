@@ -1,3 +1,1 @@
-from typing_extensions import Buffer
-
-def judge(method: int, message: Buffer, txn_ops_max: int = 128) -> int: ...
+"""No Python surface: decoded by workers and core alike; see `frontends._kv.judge`."""

@@ -37,25 +37,21 @@ def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: L
     disk = OsDisk()
     make_directories(disk, os.path.join(config.data_dir, "member", "snap"))
     warn_of_permissions(config.data_dir, logger)
-    is_new = not any(name.endswith(".wal") for name in disk.list(config.wal_path) or ())
-    if is_new:
-        wal, members = create_wal(config, disk)
-        node = Node(wal, Store(), ports, doorbell, logger)
-        raft = make_raft(config, wal, RaftLog(), HardState(), ConfState())
-        raft.bootstrap(*bootstrap_runs(members))
-    else:
-        wal = Wal.open(disk, config.wal_path, no_fsync=config.unsafe_no_fsync)
-        node = Node(wal, Store(), ports, doorbell, logger)
-        raft = recover(config, node)
-    node.applier.identify(wal.cluster_id, wal.node_id)
+    started = None
+    if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
+        started = recover(config, disk, ports, doorbell, logger)
+    node, raft = started or bootstrap(config, disk, ports, doorbell, logger)
+    node.applier.identify(node.wal.cluster_id, node.wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
     node.begin(raft, Batch(ports, node.applier, request_bytes_max, config.max_txn_ops))
     elect(node)
     return node
 
 
-def create_wal(config: Config, disk: OsDisk) -> tuple[Wal, Sequence[object]]:
-    """The log of a new cluster, and the cluster's members. Raises Fatal."""
+def bootstrap(
+    config: Config, disk: OsDisk, ports: list[Port | None], doorbell: int, logger: Logger
+) -> tuple[Node, Raft]:
+    """The first member of a new cluster, with a new log. Raises Fatal."""
     members = initial_members(peer_urls_by_name(config), config.initial_cluster_token)
     if len(members) != 1:
         raise Fatal("--initial-cluster names several members; this version serves one member")
@@ -63,7 +59,9 @@ def create_wal(config: Config, disk: OsDisk) -> tuple[Wal, Sequence[object]]:
     wal = Wal.create(
         disk, config.wal_path, members[0].id, cluster, no_fsync=config.unsafe_no_fsync
     )
-    return wal, members
+    raft = make_raft(config, wal, RaftLog(), HardState(), ConfState())
+    raft.bootstrap(*bootstrap_runs(members))
+    return Node(wal, Store(), ports, doorbell, logger), raft
 
 
 def peer_urls_by_name(config: Config) -> Mapping[str, list[str]]:
@@ -76,35 +74,52 @@ def peer_urls_by_name(config: Config) -> Mapping[str, list[str]]:
     return urls
 
 
-def recover(config: Config, node: Node) -> Raft:
-    """Read the log, apply what is committed, and make the raft of the rest. Raises Fatal."""
-    wal, applier = node.wal, node.applier
+def recover(
+    config: Config, disk: OsDisk, ports: list[Port | None], doorbell: int, logger: Logger
+) -> tuple[Node, Raft] | None:
+    """Read the log, apply what is committed, and give raft the rest. Raises Fatal.
+
+    None when the log is that of a bootstrap which never finished: nobody was told anything yet, and it is
+    put aside.
+    """
+    wal = Wal.open(disk, config.wal_path, no_fsync=config.unsafe_no_fsync)
+    node = Node(wal, Store(), ports, doorbell, logger)
     waiting: deque[Run] = deque()
     applied_term = 0
     for run in wal.recover():
         waiting.append(run)
         while waiting and waiting[0].last_index <= wal.commit:
-            applier.apply(waiting[0])
+            node.applier.apply(waiting[0])
             applied_term = waiting.popleft().term
+    if wal.hard_state == (0, 0, 0):
+        wal.close()
+        put_aside(disk, config.wal_path, logger)
+        return None
     if wal.torn_bytes:
-        node.logger.warn("cut a torn write off the log", bytes=wal.torn_bytes)
-    node.logger.info(
-        "recovered",
-        applied_index=applier.applied,
-        revision=applier.store.revision,
-        uncommitted_runs=len(waiting),
-    )
+        logger.warn("cut a torn write off the log", bytes=wal.torn_bytes)
+    applied = node.applier.applied
+    logger.info("recovered", applied_index=applied, revision=node.applier.store.revision)
+    log = RaftLog(waiting, applied, applied_term)
+    return node, make_raft(config, wal, log, HardState(*wal.hard_state), conf_state_of(node))
+
+
+def put_aside(disk: OsDisk, path: str, logger: Logger) -> None:
+    """Rename the log of an interrupted bootstrap, so that nothing is ever deleted."""
+    number = 0
+    while disk.list(f"{path}.interrupted-{number}") is not None:
+        number += 1
+    aside = f"{path}.interrupted-{number}"
+    disk.rename(path, aside)
+    disk.sync_directory(os.path.dirname(path))
+    logger.warn("put an unfinished first start aside", path=aside)
+
+
+def conf_state_of(node: Node) -> ConfState:
+    """The configuration that the applied entries left."""
     voters, learners = [], []
     for member in node.members.list():
         (learners if member.is_learner else voters).append(member.id)
-    log = RaftLog(waiting, applier.applied, applied_term)
-    raft = make_raft(
-        config, wal, log, HardState(*wal.hard_state), ConfState(tuple(voters), tuple(learners))
-    )
-    if not voters and log.last_index == 0:
-        # The process ended before its first write was whole.
-        raft.bootstrap(*bootstrap_runs(initial_members(peer_urls_by_name(config), config.initial_cluster_token)))
-    return raft
+    return ConfState(tuple(voters), tuple(learners))
 
 
 def make_raft(

@@ -138,3 +138,8 @@ LINGER_SECONDS = 0.001
 # How long a worker that is told to stop goes on answering what is under way; less than the core
 # waits for it.
 DRAIN_SECONDS_MAX = 0.8
+
+# --- long replies ---------------------------------------------------------------------------------
+# A list keeps the revision it reads from being compacted away. One whose revision was compacted meanwhile
+# is given up after this: its client takes less than 500 KB/s of a reply of 300 MB.
+LONG_REPLY_SECONDS_MAX = 600.0

@@ -19,6 +19,7 @@ import trio
 from .boot import open_node
 from .config import Config
 from .fleet import Command, Fleet, WorkerMain
+from .limits import LONG_REPLY_SECONDS_MAX
 from .logs import Logger
 from .node import Node
 from .report import Report
@@ -91,10 +92,10 @@ async def turn(fleet: Fleet, node: Node, report: Report) -> None:
 
 async def tick(config: Config, fleet: Fleet, node: Node) -> None:
     """Let raft's time go by, and see to workers that broke the rules."""
-    assert node.raft is not None
+    seconds = config.heartbeat_interval / 1000
     while True:
-        await trio.sleep(config.heartbeat_interval / 1000)
-        node.raft.tick()
+        await trio.sleep(seconds)
+        node.tick(int(LONG_REPLY_SECONDS_MAX / seconds))
         fleet.replace_corrupt()
 
 

@@ -116,6 +116,13 @@ class Node:
             done, self._syncing = self._syncing, []
             self._persisted(done)
 
+    def tick(self, long_reply_ticks_max: int) -> None:
+        """A tick of time went by."""
+        self.raft.tick()
+        for port in self.ports:
+            if port is not None:
+                port.tick(long_reply_ticks_max)
+
     def _propose(self, run: Run) -> None:
         try:
             self.raft.propose(run)

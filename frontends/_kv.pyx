@@ -11,6 +11,7 @@ from quorate.core._record cimport METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_PU
 from quorate.core._request cimport (
     KvRequest, check_request, decode_request, is_read_only, request_free,
 )
+from quorate.frontends._overlap cimport check_overlap
 
 cdef enum:
     # A proposal is the request with its tag and size, and a header of about this many bytes.
@@ -36,6 +37,8 @@ cdef uint16_t _check(uint32_t method, const uint8_t *data, size_t size, const Ch
     cdef uint16_t error = decode_request(&scratch, method, data, size)
     if not error:
         error = check_request(&scratch, method, limits.txn_ops_max)
+    if not error and method == METHOD_TXN:
+        error = check_overlap(&scratch)
     if error or not _is_proposal(method):
         return error
     if 1 + varint_size(size) + size + PROPOSAL_HEADER_SIZE > limits.request_bytes_max:
@@ -47,3 +50,11 @@ cdef bint _is_proposal(uint32_t method) noexcept nogil:
     if method == METHOD_TXN:
         return not is_read_only(&scratch)
     return method == METHOD_PUT or method == METHOD_DELETE_RANGE or method == METHOD_COMPACT
+
+
+def judge(uint32_t method, const uint8_t[::1] message, uint32_t txn_ops_max=128, size_t request_bytes_max=1572864):
+    """`check` for tests: the id of the error that a message gets, 0 = none."""
+    cdef CheckLimits limits
+    limits.txn_ops_max = txn_ops_max
+    limits.request_bytes_max = request_bytes_max
+    return check(method, &message[0] if len(message) else NULL, len(message), &limits)

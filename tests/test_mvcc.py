@@ -301,6 +301,26 @@ def test_a_key_that_the_compacted_revision_deleted_and_put_again_stays() -> None
     assert view.count(b"\0", b"\0") == 2
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_hash_leaves_nothing_out_when_no_key_lives(others: int) -> None:
+    # etcd skips what a compaction will remove only if it finds anything that it would keep.
+    pair = Pair()
+    pair.write([("put", b"a", b"1", 0), ("put", b"b", b"2", 7)])
+    pair.write([("put", b"a", b"3", 0)])
+    pair.compact(3)
+    pair.write([("delete", b"a", b"\0")])
+    for number in range(others):
+        pair.write([("put", b"c%d" % number, b"", 0)])
+    for budget in (0, 2, 100):
+        pair.view.compact_step(budget)
+        pair.settle()
+        for revision in range(pair.model.revision + 2):
+            pair.start_hash(revision)
+            while pair.hashes:
+                pair.go_on_hash(0, 1)
+    pair.finish()
+
+
 def test_compaction_waits_for_pins_and_goes_on_after_them() -> None:
     view = filled(5000)
     view.pin(2)

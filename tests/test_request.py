@@ -1,10 +1,9 @@
-"""core/_request and _overlap: what is taken, what is refused, compared with a naive reading of the rules."""
+"""core/_request, frontends/_kv and _overlap: what is taken, what is refused, compared with a naive reading of the rules."""
 
 import random
 
 import pytest
 
-from quorate.core._request import judge
 from quorate.core.errors import (
     BY_ID,
     DuplicateKeyError,
@@ -17,6 +16,7 @@ from quorate.core.errors import (
     TooManyOpsError,
     ValueProvidedError,
 )
+from quorate.frontends._kv import judge
 
 RANGE, PUT, DELETE, TXN, COMPACT, STREAM = 1, 2, 3, 4, 5, 6
 Op = tuple[object, ...]

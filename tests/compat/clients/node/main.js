@@ -25,8 +25,6 @@ async function main(endpoint) {
   await assert.rejects(client.put('').value('x'), /key is not provided/);
   const gone = await client.delete().key('node/b');
   assert.strictEqual(gone.deleted, '1');
-  assert.strictEqual((await client.cluster.memberList()).members.length, 1);
-  assert.ok((await client.maintenance.status()).version.startsWith('3.'));
   client.close();
   console.log('ok');
 }

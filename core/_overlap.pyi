@@ -1,1 +1,0 @@
-"""No Python surface: see `_request.judge`."""

@@ -1,0 +1,1 @@
+"""No Python surface: see `_kv.judge`."""
