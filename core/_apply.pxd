@@ -24,13 +24,15 @@ cdef class Applier:
     cdef KvRequest request          # scratch
     cdef Buffer out                 # the reply under way
     cdef Buffer deleted             # Version * of the delete under way
-    cdef Buffer path                # indexes of the deletes that a Txn runs, while its puts are checked
+    # Indexes of the deletes that a Txn runs, while its puts are checked.
+    cdef Buffer path
 
     cdef uint16_t read(self, uint32_t method, const uint8_t *data, size_t size) except? 0xffff
     cdef uint16_t write(self, uint32_t method, const uint8_t *data, size_t size) except? 0xffff
 
-    cdef int _apply_entry(self, uint64_t index, uint32_t entry_type, const uint8_t *data, size_t size,
-                          const Waiter *waiter) except -1
+    cdef int _apply_entry(
+            self, uint64_t index, uint32_t entry_type, const uint8_t *data, size_t size,
+            const Waiter *waiter) except -1
     cdef int _answer(self, const Waiter *waiter, uint16_t error) except -1
     cdef uint16_t _put(self, const Op *op) except? 0xffff
     cdef int _append_put(self, const Op *op, const Header *header) except -1

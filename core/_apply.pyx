@@ -1,41 +1,49 @@
 """Committed entries and reads of the KV API -> the store, and the replies to them.
 
 Rules:
-1. Apply is total: whatever a committed entry holds, it is applied or has a deterministic error, on every member alike, and never
-   raises. A MemoryError is not an answer: it stops the process.
-2. A Txn is compared and checked whole before its first write: an error changes nothing. Compares see the store as it was before the Txn,
-   nested ones too (etcd: compareToPath).
-3. Where etcd's own check misses that an earlier delete of the same Txn takes the key that a put with `ignore_value` or
-   `ignore_lease` needs, and panics in the middle, the answer here is `key not found`.
+1. Apply is total: whatever a committed entry holds, it is applied or has a deterministic error, on
+   every member alike, and never raises. A MemoryError is not an answer: it stops the process.
+2. A Txn is compared and checked whole before its first write: an error changes nothing. Compares
+   see the store as it was before the Txn, nested ones too (etcd: compareToPath).
+3. Where etcd's own check misses that an earlier delete of the same Txn takes the key that a put
+   with `ignore_value` or `ignore_lease` needs, and panics in the middle, the answer here is `key
+   not found`.
 4. A reply is encoded once, here; workers only frame it.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memmove
 
-from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve, load_le32
+from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve, load_le32
 from quorate.core._errors cimport (
-    ERROR_COMPACTED, ERROR_CORRUPT, ERROR_EMPTY_KEY, ERROR_FUTURE_REVISION, ERROR_KEY_NOT_FOUND, ERROR_LEASE_NOT_FOUND,
-    ERROR_MALFORMED, ERROR_NONE, ERROR_NO_SPACE,
+    ERROR_COMPACTED, ERROR_CORRUPT, ERROR_EMPTY_KEY, ERROR_FUTURE_REVISION, ERROR_KEY_NOT_FOUND,
+    ERROR_LEASE_NOT_FOUND,
+    ERROR_NONE, ERROR_NO_SPACE,
 )
 from quorate.core._listing cimport CompactionWait
 from quorate.core._mvcc cimport Cursor, Store
 from quorate.core._port cimport Port
 from quorate.core._protobuf cimport Reader, Span, WIRE_BYTES, read_bytes, read_tag, skip_field
-from quorate.core._record cimport METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_NONE, METHOD_PUT, METHOD_RANGE, METHOD_TXN
+from quorate.core._record cimport (
+    METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_NONE, METHOD_PUT, METHOD_RANGE, METHOD_TXN,
+)
 from quorate.core._reply cimport (
-    Header, OMIT_NOTHING, TAG_DELETE_DELETED, TAG_DELETE_PREV_KVS, TAG_PUT_PREV_KV, TAG_TXN_RESPONSES, TAG_TXN_SUCCEEDED, append_header,
+    Header, OMIT_NOTHING, TAG_DELETE_DELETED, TAG_DELETE_PREV_KVS, TAG_PUT_PREV_KV,
+    TAG_TXN_RESPONSES, TAG_TXN_SUCCEEDED, append_header,
     append_key_value, append_number, close_nested, open_nested,
 )
 from quorate.core._request cimport (
-    COMPARE_CREATE, COMPARE_EQUAL, COMPARE_GREATER, COMPARE_LEASE, COMPARE_LESS, COMPARE_MOD, COMPARE_NOT_EQUAL, COMPARE_VALUE,
-    COMPARE_VERSION, Compare, KvRequest, NO_INDEX, OP_DELETE_RANGE, OP_PUT, OP_RANGE, OP_TXN, Op, compare_at, decode_request,
+    COMPARE_CREATE, COMPARE_EQUAL, COMPARE_GREATER, COMPARE_LEASE, COMPARE_LESS, COMPARE_MOD,
+    COMPARE_NOT_EQUAL, COMPARE_VALUE,
+    COMPARE_VERSION, Compare, KvRequest, NO_INDEX, OP_DELETE_RANGE, OP_PUT, OP_RANGE, OP_TXN, Op,
+    compare_at, decode_request,
     op_at, request_free,
 )
 from quorate.core._run cimport ENTRY_HEADER_SIZE, ENTRY_NORMAL, Run, Waiter
 from quorate.core._selection cimport Selection
 from quorate.core._version cimport (
-    Version, version_is_tombstone, version_lease, version_previous, version_value, version_value_size,
+    Version, version_lease, version_value,
+    version_value_size,
 )
 
 cdef enum:
@@ -94,13 +102,15 @@ cdef class Applier:
             index += 1
             if waiter != NULL:
                 waiter += 1
-        if self.out.capacity + self.request.ops.capacity + self.deleted.capacity > SCRATCH_BYTES_MAX:
+        if (self.out.capacity + self.request.ops.capacity + self.deleted.capacity
+                > SCRATCH_BYTES_MAX):
             buffer_free(&self.out)
             buffer_free(&self.deleted)
             request_free(&self.request)
 
-    cdef int _apply_entry(self, uint64_t index, uint32_t entry_type, const uint8_t *data, size_t size,
-                          const Waiter *waiter) except -1:
+    cdef int _apply_entry(
+            self, uint64_t index, uint32_t entry_type, const uint8_t *data, size_t size,
+            const Waiter *waiter) except -1:
         cdef Span request
         cdef uint32_t method = METHOD_NONE
         if size == 0 and entry_type == ENTRY_NORMAL:
@@ -203,8 +213,9 @@ cdef class Applier:
         cdef Version **end
         cdef int64_t deleted
         self.deleted.size = 0
-        deleted = self.store.delete_range(op.key.data, op.key.size, op.range_end.data, op.range_end.size,
-                                          &self.deleted if op.prev_kv else NULL)
+        deleted = self.store.delete_range(
+            op.key.data, op.key.size, op.range_end.data, op.range_end.size,
+            &self.deleted if op.prev_kv else NULL)
         append_header(&self.out, header, self.store.write_revision())
         append_number(&self.out, TAG_DELETE_DELETED, <uint64_t>deleted)
         version = <Version **>self.deleted.data
@@ -310,7 +321,8 @@ cdef class Applier:
         cdef size_t start = self.out.size
         cdef size_t gap
         cdef size_t end
-        # The header comes first and its revision is known last, but not its size: leave it room, then close up.
+        # The header comes first and its revision is known last, but not its size: leave it room,
+        # then close up.
         buffer_reserve(&self.out, TXN_HEAD_MAX)
         self.out.size += TXN_HEAD_MAX
         self._append_ops(op.success.first if succeeded else op.failure.first, writes)
@@ -319,7 +331,8 @@ cdef class Applier:
         if header == NULL:
             append_header(&self.out, NULL, 0)   # etcd leaves the header of a nested Txn empty
         else:
-            append_header(&self.out, header, self.store.write_revision() if writes else self.store.revision)
+            append_header(
+                &self.out, header, self.store.write_revision() if writes else self.store.revision)
         append_number(&self.out, TAG_TXN_SUCCEEDED, succeeded)
         gap = start + TXN_HEAD_MAX
         memmove(self.out.data + self.out.size, self.out.data + gap, end - gap)
@@ -354,7 +367,9 @@ cdef class Applier:
 
 
 cdef uint32_t _kv_method(const uint8_t *data, size_t size, Span *request) noexcept nogil:
-    """Which KV request an InternalRaftRequest carries; METHOD_NONE when it is another kind, or malformed."""
+    """Which KV request an InternalRaftRequest carries; METHOD_NONE when it is another kind, or
+    malformed.
+    """
     cdef Reader reader
     cdef uint32_t field
     cdef uint32_t method = METHOD_NONE
@@ -378,7 +393,9 @@ METHODS[:] = [METHOD_RANGE, METHOD_PUT, METHOD_DELETE_RANGE, METHOD_TXN, METHOD_
 
 
 cdef bint _has_put(KvRequest *request) noexcept nogil:
-    """Whether any list of a Txn, nested ones too, has a put: such a one needs room (etcd: applierV3Capped)."""
+    """Whether any list of a Txn, nested ones too, has a put: such a one needs room (etcd:
+    applierV3Capped).
+    """
     cdef Op *op = op_at(request, 0)
     cdef Op *end = op + request.ops.size // sizeof(Op)
     while op < end:
@@ -406,13 +423,17 @@ cdef int _compare_spans(Span a, Span b) noexcept nogil:
 
 
 cdef bint _holds(Store store, const Compare *compare) noexcept:
-    """Whether a compare is true of every key of its range; of a missing key, zeros are compared, but no value."""
+    """Whether a compare is true of every key of its range; of a missing key, zeros are compared,
+    but no value.
+    """
     cdef Cursor cursor
     cdef Version *version
     if compare.range_end.size == 0:
         version = store.get(compare.key.data, compare.key.size, 0)
         return _holds_for(compare, version)
-    store.seek(&cursor, compare.key.data, compare.key.size, compare.range_end.data, compare.range_end.size, 0)
+    store.seek(
+        &cursor, compare.key.data, compare.key.size, compare.range_end.data,
+        compare.range_end.size, 0)
     version = store.next(&cursor)
     if version == NULL:
         return _holds_for(compare, NULL)

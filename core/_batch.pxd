@@ -41,9 +41,13 @@ cdef class Batch:
 
     cdef bint _drain_port(self, Port port) except -1
     cdef int _take(self, Port port, const uint8_t *data, size_t size) except -1
-    cdef int _take_kv(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
-    cdef int _propose(self, Port port, const Request *asked, uint8_t tag, const uint8_t *data, size_t size) except -1
-    cdef int _wait_to_read(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
+    cdef int _take_kv(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
+    cdef int _propose(
+            self, Port port, const Request *asked, uint8_t tag, const uint8_t *data,
+            size_t size) except -1
+    cdef int _wait_to_read(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
     cdef int _read(self, Port port, const Read *read, const uint8_t *data) except -1
     cdef int _range(self, Port port, const Read *read) except -1
     cdef int _get(self, Port port, const Read *read) except -1

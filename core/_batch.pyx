@@ -1,33 +1,36 @@
 """The requests of a turn: writes become one run of entries, reads wait for their read index.
 
 Rules:
-1. A record is copied before it is checked, because its worker could still change it, and checked as if no worker had: one
-   that does not check is dropped and counted, and its worker gets no answer.
-2. One client request that may change state is one entry: InternalRaftRequest {<the request's bytes>, header {ID}}.
-3. Serializable reads are answered from what is applied; linearizable ones wait, all of a turn's together, until raft has
-   told a read index and that index is applied.
+1. A record is copied before it is checked, because its worker could still change it, and checked as
+   if no worker had: one that does not check is dropped and counted, and its worker gets no answer.
+2. One client request that may change state is one entry: InternalRaftRequest {<the request's
+   bytes>, header {ID}}.
+3. Serializable reads are answered from what is applied; linearizable ones wait, all of a turn's
+   together, until raft has told a read index and that index is applied.
 4. A turn takes at most TURN_BYTES_MAX from the rings and at most TURN_RECORDS_MAX records of each.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from quorate.core._apply cimport Applier
-from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve
+from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve
 from quorate.core._errors cimport ERROR_CORRUPT
 from quorate.core._listing cimport Hashing, Listing, Stream
 from quorate.core._mvcc cimport Store
 from quorate.core._port cimport Port
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._record cimport (
-    METHOD_ADMIN, METHOD_CANCEL, METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_HASH, METHOD_HASH_KV, METHOD_NONE, METHOD_PULL, METHOD_PUT,
+    METHOD_ADMIN, METHOD_CANCEL, METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_HASH, METHOD_HASH_KV,
+    METHOD_NONE, METHOD_PULL, METHOD_PUT,
     METHOD_RANGE, METHOD_RANGE_STREAM, METHOD_TXN, REPLY_SLICE_MAX, REPLY_WHOLE, Request,
 )
 from quorate.core._reply cimport (
     TAG_RANGE_COUNT, TAG_RANGE_KVS, append_header, append_key_value, append_number,
 )
 from quorate.core._request cimport (
-    Op, check_request, has_revision_filters, decode_request, is_read_only, is_serializable, omitted, op_at,
+    Op, check_request, has_revision_filters, decode_request, is_read_only, is_serializable,
+    omitted, op_at,
     request_free,
 )
 from quorate.core._run cimport ENTRY_NORMAL, Run, Waiter
@@ -35,7 +38,8 @@ from quorate.core._selection cimport STEP_KEYS_MAX, Selection
 from quorate.core._version cimport Version
 
 cdef enum:
-    # InternalRaftRequest: tags of the length-delimited fields, and of the header (field 100, two bytes).
+    # InternalRaftRequest: tags of the length-delimited fields, and of the header (field 100, two
+    # bytes).
     TAG_PUT = 34
     TAG_DELETE_RANGE = 42
     TAG_TXN = 50
@@ -57,7 +61,8 @@ cdef class Reads:
 cdef class Batch:
     """Takes requests out of the rings, a turn's worth at a time."""
 
-    def __cinit__(self, list ports, Applier applier, size_t request_bytes_max, uint32_t txn_ops_max):
+    def __cinit__(
+            self, list ports, Applier applier, size_t request_bytes_max, uint32_t txn_ops_max):
         self.ports = ports
         self.applier = applier
         self.request_bytes_max = request_bytes_max
@@ -70,7 +75,8 @@ cdef class Batch:
         buffer_free(&self.reply)
 
     def drain(self):
-        """Take a turn's requests; afterwards `run`, `reads` and `asked` hold what is to be done with them.
+        """Take a turn's requests; afterwards `run`, `reads` and `asked` hold what is to be done
+        with them.
 
         Answers whether a ring may hold more.
         """
@@ -85,10 +91,13 @@ cdef class Batch:
         return more
 
     def waiting(self):
-        """Whether a ring holds requests that could be taken; to be asked once more before sleeping."""
+        """Whether a ring holds requests that could be taken; to be asked once more before sleeping.
+        """
         cdef Port port
         for port in self.ports:
-            if port is not None and not port.corrupt and not port.blocked() and not port.requests.empty():
+            if port is None or port.corrupt or port.blocked():
+                continue
+            if not port.requests.empty():
                 return True
         return False
 
@@ -133,10 +142,15 @@ cdef class Batch:
             return self._take_kv(port, asked, data, payload)
         return 0
 
-    cdef int _take_kv(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
+    cdef int _take_kv(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
         cdef uint32_t method = asked.method
+        cdef uint16_t error
         cdef Read read
-        if decode_request(&self.request, method, data, size) or check_request(&self.request, method, self.txn_ops_max):
+        error = decode_request(&self.request, method, data, size)
+        if not error:
+            error = check_request(&self.request, method, self.txn_ops_max)
+        if error:
             # Its worker lets nothing of this kind pass.
             port.dropped += 1
             return 0
@@ -151,7 +165,8 @@ cdef class Batch:
         if method == METHOD_TXN:
             serializable = is_serializable(&self.request)
         else:
-            serializable = op_at(&self.request, 0).serializable or method in (METHOD_HASH, METHOD_HASH_KV)
+            serializable = op_at(
+                &self.request, 0).serializable or method in (METHOD_HASH, METHOD_HASH_KV)
         if not serializable:
             return self._wait_to_read(port, asked, data, size)
         read.request_id = asked.request_id
@@ -159,7 +174,9 @@ cdef class Batch:
         read.size = <uint32_t>size
         return self._read(port, &read, data)
 
-    cdef int _propose(self, Port port, const Request *asked, uint8_t tag, const uint8_t *data, size_t size) except -1:
+    cdef int _propose(
+            self, Port port, const Request *asked, uint8_t tag, const uint8_t *data,
+            size_t size) except -1:
         """Make the request an entry of this turn's run."""
         cdef Waiter waiter
         cdef uint8_t *at
@@ -186,7 +203,9 @@ cdef class Batch:
         return self.run.add_waiter(&waiter)
 
     def propose(self, encode):
-        """Make an entry that Python encodes, `encode(entry id) -> bytes`, of this turn's run; answers its id."""
+        """Make an entry that Python encodes, `encode(entry id) -> bytes`, of this turn's run;
+        answers its id.
+        """
         cdef Waiter waiter
         cdef bytes data
         cdef uint8_t *at
@@ -213,7 +232,8 @@ cdef class Batch:
 
     # --- reads ---
 
-    cdef int _wait_to_read(self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
+    cdef int _wait_to_read(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
         cdef Read *read
         cdef size_t padded = (size + 7) & ~<size_t>7
         if self.reads is None:
@@ -287,7 +307,8 @@ cdef class Batch:
         if selection.step(STEP_KEYS_MAX) and selection.kvs_size < REPLY_SLICE_MAX // 2:
             self.reply.size = 0
             selection.append_all(&self.reply, &self.applier.header)
-            return port.reply(read.request_id, REPLY_WHOLE, 0, self.reply.size, self.reply.data, self.reply.size)
+            return port.reply(
+                read.request_id, REPLY_WHOLE, 0, self.reply.size, self.reply.data, self.reply.size)
         selection.hold()
         listing = Listing()
         listing.request_id = read.request_id
@@ -329,7 +350,8 @@ cdef class Batch:
         hashing.store = self.applier.store
         hashing.header = self.applier.header
         hashing.is_hash_kv = read.method == METHOD_HASH_KV
-        error = hashing.store.hash_begin(&hashing.state, op_at(&self.request, 0).revision if hashing.is_hash_kv else 0)
+        error = hashing.store.hash_begin(
+            &hashing.state, op_at(&self.request, 0).revision if hashing.is_hash_kv else 0)
         if error:
             return port.refuse(read.request_id, <uint16_t>error)
         return port.start(hashing)

@@ -1,25 +1,27 @@
-"""Replies that take longer than a turn: long lists, streams of them, hashes, and the end of a compaction.
+"""Replies that take longer than a turn: long lists, streams of them, hashes, and the end of a
+compaction.
 
 Rules:
-1. A step looks at STEP_KEYS_MAX keys or encodes one slice: some hundred microseconds at most, however long the list.
-2. The length of a gRPC message stands before it, so a list is walked and measured whole before its first slice; only pointers
-   are kept meanwhile.
+1. A step looks at STEP_KEYS_MAX keys or encodes one slice: some hundred microseconds at most,
+   however long the list.
+2. The length of a gRPC message stands before it, so a list is walked and measured whole before its
+   first slice; only pointers are kept meanwhile.
 3. What is encoded and not sent is at most one slice and one key-value.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memmove
 
 from quorate.core._bytes cimport Buffer, buffer_free
 from quorate.core._errors cimport ERROR_REPLY_TOO_LARGE
-from quorate.core._mvcc cimport HashState, Store
 from quorate.core._port cimport LongReply, Port
 from quorate.core._record cimport REPLY_END, REPLY_FIRST, REPLY_LAST, REPLY_SLICE_MAX, REPLY_WHOLE
 from quorate.core._reply cimport (
-    Header, TAG_STREAM_RANGE_RESPONSE, append_header, append_number, close_nested, key_value_size, open_nested,
+    TAG_STREAM_RANGE_RESPONSE, append_header, append_number, close_nested, key_value_size,
+    open_nested,
 )
 from quorate.core._request cimport omitted
-from quorate.core._selection cimport MESSAGE_BYTES_MAX, STEP_KEYS_MAX, Selection
+from quorate.core._selection cimport MESSAGE_BYTES_MAX, STEP_KEYS_MAX
 
 cdef enum:
     # etcd's first chunk of a RangeStream (initialStreamChunkLimit).
@@ -50,7 +52,8 @@ cdef class Listing(LongReply):
 
     cdef int _encode(self) except -1:
         """Encode key-values until a slice is full, and the tail after the last."""
-        while self.pending.size - self.pending_at < REPLY_SLICE_MAX and self.next < self.selection.total:
+        while (self.next < self.selection.total
+                and self.pending.size - self.pending_at < REPLY_SLICE_MAX):
             self.selection.append_kv(&self.pending, self.next)
             self.next += 1
         if self.next == self.selection.total and not self.encoded:
@@ -68,11 +71,14 @@ cdef class Listing(LongReply):
             return 0
         if last:
             flags |= REPLY_LAST | REPLY_END
-        port.reply(self.request_id, flags, 0, self.total_size, self.pending.data + self.pending_at, size)
+        port.reply(
+            self.request_id, flags, 0, self.total_size, self.pending.data + self.pending_at, size)
         self.credit -= size
         self.pending_at += size
         if self.pending_at >= REPLY_SLICE_MAX:
-            memmove(self.pending.data, self.pending.data + self.pending_at, self.pending.size - self.pending_at)
+            memmove(
+                self.pending.data, self.pending.data + self.pending_at,
+                self.pending.size - self.pending_at)
             self.pending.size -= self.pending_at
             self.pending_at = 0
         return last
@@ -86,7 +92,9 @@ cdef class Listing(LongReply):
 
 
 cdef class Stream(Listing):
-    """A RangeStream (etcd: rangeStream in server/etcdserver/v3_server.go): header, more and count come with the last chunk."""
+    """A RangeStream (etcd: rangeStream in server/etcdserver/v3_server.go): header, more and count
+    come with the last chunk.
+    """
 
     cdef bint step(self, Port port) except -1:
         if not self.selection.step(STEP_KEYS_MAX):
@@ -98,7 +106,9 @@ cdef class Stream(Listing):
         return self._send_chunk(port)
 
     cdef int _encode_chunk(self) except -1:
-        """Encode the next chunk as one message; the chunks grow and shrink to come near `chunk_bytes`."""
+        """Encode the next chunk as one message; the chunks grow and shrink to come near
+        `chunk_bytes`.
+        """
         cdef size_t nested = open_nested(&self.pending, TAG_STREAM_RANGE_RESPONSE)
         cdef size_t end = self._chunk_end()
         self.encoded = end == self.selection.total
@@ -121,7 +131,8 @@ cdef class Stream(Listing):
         """Where the next chunk ends: after `limit` key-values, or earlier where they are large."""
         cdef size_t end = self.next
         cdef size_t size = 0
-        while end < self.selection.total and end - self.next < self.limit and size < 2 * self.chunk_bytes:
+        while (end < self.selection.total and end - self.next < self.limit
+                and size < 2 * self.chunk_bytes):
             size += key_value_size(self.selection.at(end), omitted(&self.selection.op))
             end += 1
         return end
@@ -137,7 +148,8 @@ cdef class Stream(Listing):
             flags |= REPLY_LAST
             if self.encoded:
                 flags |= REPLY_END
-        port.reply(self.request_id, flags, 0, self.chunk_size, self.pending.data + self.pending_at, size)
+        port.reply(
+            self.request_id, flags, 0, self.chunk_size, self.pending.data + self.pending_at, size)
         self.credit -= size
         self.pending_at += size
         if size == left:

@@ -1,17 +1,22 @@
-"""One worker as the core sees it: its rings, and the replies that wait for room or for a slow client.
+"""One worker as the core sees it: its rings, and the replies that wait for room or for a slow
+client.
 
 Rules:
-1. The core never waits for a worker. A reply record that finds no room goes to the backlog, and while there is one, no more
-   requests are taken from that worker: what a worker can pile up is bounded by what it has asked.
-2. A long reply has at most REPLY_WINDOW bytes under way; the worker pulls more as its client reads. One slice is sent per
-   turn and reply, so that the core turns to other requests in between.
-3. A worker that breaks the format is marked `corrupt` and replaced; a record that is well-formed but wrong is dropped and counted.
+1. The core never waits for a worker. A reply record that finds no room goes to the backlog, and
+   while there is one, no more requests are taken from that worker: what a worker can pile up is
+   bounded by what it has asked.
+2. A long reply has at most REPLY_WINDOW bytes under way; the worker pulls more as its client reads.
+   One slice is sent per turn and reply, so that the core turns to other requests in between.
+3. A worker that breaks the format is marked `corrupt` and replaced; a record that is well-formed
+   but wrong is dropped and counted.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve, load_le32, store_le32
+from quorate.core._bytes cimport (
+    buffer_append, buffer_free, buffer_reserve, load_le32, store_le32,
+)
 from quorate.core._errors cimport ERROR_LIST_ABANDONED
 from quorate.core._record cimport (
     REPLY_END, REPLY_FIRST, REPLY_LAST, REPLY_SLICE_MAX, REPLY_WHOLE, REPLY_WINDOW, Reply,
@@ -23,7 +28,8 @@ cdef class LongReply:
     """A reply that is sent in slices as its client reads."""
 
     cdef bint step(self, Port port) except -1:
-        """Do a bounded piece of work and send at most one slice; True when the reply is complete."""
+        """Do a bounded piece of work and send at most one slice; True when the reply is complete.
+        """
         raise AssertionError("a LongReply must say how it goes on")
 
     cdef bint hinders(self) noexcept:
@@ -47,7 +53,8 @@ cdef class Blob(LongReply):
             return False
         if self.sent + size == self.message.size:
             flags |= REPLY_LAST | REPLY_END
-        port.reply(self.request_id, flags, 0, self.message.size, self.message.data + self.sent, size)
+        port.reply(
+            self.request_id, flags, 0, self.message.size, self.message.data + self.sent, size)
         self.sent += size
         self.credit -= size
         return self.sent == self.message.size
@@ -56,7 +63,8 @@ cdef class Blob(LongReply):
 cdef class Port:
     """The core's end of one worker's rings."""
 
-    def __cinit__(self, Ring requests, Ring replies, Doorbell bell, uint32_t slot, uint32_t generation):
+    def __cinit__(
+            self, Ring requests, Ring replies, Doorbell bell, uint32_t slot, uint32_t generation):
         self.requests = requests
         self.replies = replies
         self.bell = bell
@@ -109,7 +117,9 @@ cdef class Port:
         return self.reply(request_id, REPLY_END, error, 0, NULL, 0)
 
     cdef int start(self, LongReply reply) except -1:
-        """Begin a long reply; a request id in use is the worker's fault, and the newer reply is dropped."""
+        """Begin a long reply; a request id in use is the worker's fault, and the newer reply is
+        dropped.
+        """
         reply.credit = REPLY_WINDOW
         if reply.request_id in self.long_replies:
             self.dropped += 1
@@ -122,7 +132,8 @@ cdef class Port:
         """The worker took `credit` more bytes of a long reply."""
         cdef LongReply reply = self.long_replies.get(request_id)
         if reply is not None:
-            reply.credit = min(reply.credit + min(credit, <uint64_t>REPLY_WINDOW), <uint64_t>REPLY_WINDOW)
+            reply.credit = min(
+                reply.credit + min(credit, <uint64_t>REPLY_WINDOW), <uint64_t>REPLY_WINDOW)
 
     cdef void cancel(self, uint64_t request_id):
         """The asker is gone."""

@@ -1,19 +1,21 @@
 # cython: language_level=3
-"""The layout of request and reply records: what workers and core say to one another through the rings.
+"""The layout of request and reply records: what workers and core say to one another through the
+rings.
 
 A record is a header and then `ring record size - header size` payload bytes.
 
-Request, worker -> core. The payload of a KV request is the protobuf message as the client sent it (checked by
-the worker, and checked again here, because the core trusts nothing that a worker writes).
+Request, worker -> core. The payload of a KV request is the protobuf message as the client sent it
+(checked by the worker, and checked again here, because the core trusts nothing that a worker
+writes).
 
     METHOD_CANCEL   the asker is gone: drop what is still to be sent; no payload, no answer
     METHOD_PULL     the worker took `credit` more bytes of this long reply: send as many again
     METHOD_ADMIN    `extra` is an Admin call; payload as that call defines it; answered by Python
 
-Reply, core -> worker. A reply is one or more messages of the method's response type (one for unary calls), each
-in one or more slices, and one record is one slice. FIRST starts a message and `extra` is its whole size; LAST
-ends it; END ends the call, with `error` 0 or an ErrorId; END alone carries no message. Of a long reply the core sends
-at most REPLY_WINDOW bytes more than the worker pulled.
+Reply, core -> worker. A reply is one or more messages of the method's response type (one for unary
+calls), each in one or more slices, and one record is one slice. FIRST starts a message and `extra`
+is its whole size; LAST ends it; END ends the call, with `error` 0 or an ErrorId; END alone carries
+no message. Of a long reply the core sends at most REPLY_WINDOW bytes more than the worker pulled.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

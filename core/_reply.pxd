@@ -63,7 +63,9 @@ cdef inline int append_number(Buffer *out, uint8_t tag, uint64_t value) except -
 
 
 cdef inline int append_header(Buffer *out, const Header *header, int64_t revision) except -1 nogil:
-    """Append the response header; NULL = that of a response within a Txn, which tells the revision alone."""
+    """Append the response header; NULL = that of a response within a Txn, which tells the revision
+    alone.
+    """
     cdef uint8_t *start
     cdef uint8_t *at
     buffer_reserve(out, 2 + 44)
@@ -96,7 +98,8 @@ cdef inline size_t key_value_size(const Version *version, int omit) noexcept nog
     return size
 
 
-cdef inline int append_key_value(Buffer *out, uint8_t tag, const Version *version, int omit) except -1 nogil:
+cdef inline int append_key_value(
+        Buffer *out, uint8_t tag, const Version *version, int omit) except -1 nogil:
     """Append a version as a field that holds a mvccpb.KeyValue."""
     cdef size_t size = key_value_size(version, omit)
     cdef size_t key = version_key_size(version)
@@ -126,7 +129,8 @@ cdef inline int append_key_value(Buffer *out, uint8_t tag, const Version *versio
 
 
 cdef inline size_t open_nested(Buffer *out, uint8_t tag) except 0 nogil:
-    """Begin a nested message of a size not yet known; answers where it starts, for `close_nested`."""
+    """Begin a nested message of a size not yet known; answers where it starts, for `close_nested`.
+    """
     buffer_reserve(out, 1 + NESTED_SIZE_MAX)
     out.data[out.size] = tag
     out.size += 1 + NESTED_SIZE_MAX

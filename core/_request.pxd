@@ -98,7 +98,8 @@ cdef inline Compare *compare_at(KvRequest *request, int32_t index) noexcept nogi
 
 cdef inline bint is_default_order(const Op *op) noexcept nogil:
     """Whether a range's answer is in key order as it is (etcd: IsDefaultOrdering)."""
-    return op.sort_order == SORT_NONE or (op.sort_target == TARGET_KEY and op.sort_order == SORT_ASCEND)
+    return op.sort_order == SORT_NONE or (
+        op.sort_target == TARGET_KEY and op.sort_order == SORT_ASCEND)
 
 
 cdef inline bint has_revision_filters(const Op *op) noexcept nogil:
@@ -108,15 +109,18 @@ cdef inline bint has_revision_filters(const Op *op) noexcept nogil:
 
 
 cdef inline int omitted(const Op *op) noexcept nogil:
-    """Which parts of a key-value a range leaves out (OMIT_*): with keys_only etcd reads its index alone and knows no lease,
+    """Which parts of a key-value a range leaves out (OMIT_*): with keys_only etcd reads its index
+    alone and knows no lease,
     unless it sorts by value."""
     if not op.keys_only:
         return 0
     return 1 if op.sort_target == TARGET_VALUE else 3
 
 
-cdef uint16_t decode_request(KvRequest *request, uint32_t method, const uint8_t *data, size_t size) except? 0xffff nogil
-cdef uint16_t check_request(KvRequest *request, uint32_t method, uint32_t txn_ops_max) noexcept nogil
+cdef uint16_t decode_request(
+        KvRequest *request, uint32_t method, const uint8_t *data, size_t size) except? 0xffff nogil
+cdef uint16_t check_request(
+        KvRequest *request, uint32_t method, uint32_t txn_ops_max) noexcept nogil
 cdef bint is_read_only(KvRequest *request) noexcept nogil
 cdef bint is_serializable(KvRequest *request) noexcept nogil
 cdef void request_free(KvRequest *request) noexcept nogil

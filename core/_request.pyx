@@ -2,28 +2,33 @@
 
 Rules:
 1. Decoding copies nothing: spans point into the message, which must outlive the request.
-2. It takes exactly what Go's protobuf takes: unknown fields are passed over, a field given twice is merged or
-   the last one wins, a known field of a wrong wire type counts as unknown, and messages nest at most PROTOBUF_DEPTH_MAX deep.
+2. It takes exactly what Go's protobuf takes: unknown fields are passed over, a field given twice is
+   merged or the last one wins, a known field of a wrong wire type counts as unknown, and messages
+   nest at most PROTOBUF_DEPTH_MAX deep.
 3. Nothing recurses on what a client sent: nesting is walked with an explicit stack.
-4. The checks and their order are etcd's (server/etcdserver/api/v3rpc/key.go). They are cheap, and made
-   twice: by the worker to answer at once, and by the core, because it trusts no worker. The one that is
-   not cheap, of overlapping writes, is the worker's alone: what it lets pass harms nobody but its client.
+4. The checks and their order are etcd's (server/etcdserver/api/v3rpc/key.go). They are cheap, and
+   made twice: by the worker to answer at once, and by the core, because it trusts no worker. The
+   one that is not cheap, of overlapping writes, is the worker's alone: what it lets pass harms
+   nobody but its client.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from quorate.core._bytes cimport Buffer, buffer_free, buffer_reserve
+from quorate.core._bytes cimport buffer_free, buffer_reserve
 from quorate.core._errors cimport (
     ERROR_EMPTY_KEY, ERROR_INVALID_SORT_OPTION, ERROR_KEY_NOT_FOUND, ERROR_LEASE_PROVIDED,
-    ERROR_MALFORMED, ERROR_NONE, ERROR_RANGE_STREAM_FILTER, ERROR_RANGE_STREAM_SORT, ERROR_TOO_DEEP, ERROR_TOO_MANY_OPS,
+    ERROR_MALFORMED, ERROR_NONE, ERROR_RANGE_STREAM_FILTER, ERROR_RANGE_STREAM_SORT,
+    ERROR_TOO_DEEP, ERROR_TOO_MANY_OPS,
     ERROR_VALUE_PROVIDED,
 )
 from quorate.core._protobuf cimport (
-    PROTOBUF_DEPTH_MAX, Reader, Span, WIRE_BYTES, WIRE_VARINT, read_bytes, read_tag, read_varint, skip_field,
+    PROTOBUF_DEPTH_MAX, Reader, Span, WIRE_BYTES, WIRE_VARINT, read_bytes, read_tag, read_varint,
+    skip_field,
 )
 from quorate.core._record cimport (
-    METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_HASH, METHOD_HASH_KV, METHOD_PUT, METHOD_RANGE, METHOD_RANGE_STREAM, METHOD_TXN,
+    METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_HASH, METHOD_HASH_KV, METHOD_PUT, METHOD_RANGE,
+    METHOD_RANGE_STREAM, METHOD_TXN,
 )
 
 
@@ -34,8 +39,11 @@ cdef struct Frame:
     bint is_txn
 
 
-cdef uint16_t decode_request(KvRequest *request, uint32_t method, const uint8_t *data, size_t size) except? 0xffff nogil:
-    """Decode a request of `method`: ERROR_NONE, ERROR_MALFORMED or ERROR_TOO_DEEP. Raises MemoryError."""
+cdef uint16_t decode_request(
+        KvRequest *request, uint32_t method, const uint8_t *data, size_t size) except? 0xffff nogil:
+    """Decode a request of `method`: ERROR_NONE, ERROR_MALFORMED or ERROR_TOO_DEEP. Raises
+    MemoryError.
+    """
     cdef Reader reader
     cdef int32_t root
     reader.at = data
@@ -49,7 +57,8 @@ cdef uint16_t decode_request(KvRequest *request, uint32_t method, const uint8_t 
     if method == METHOD_PUT:
         return ERROR_NONE if _decode_put(op_at(request, root), &reader) else ERROR_MALFORMED
     if method == METHOD_DELETE_RANGE:
-        return ERROR_NONE if _decode_delete_range(op_at(request, root), &reader) else ERROR_MALFORMED
+        return ERROR_NONE if _decode_delete_range(
+            op_at(request, root), &reader) else ERROR_MALFORMED
     if method == METHOD_COMPACT or method == METHOD_HASH_KV or method == METHOD_HASH:
         return ERROR_NONE if _decode_revision(op_at(request, root), &reader) else ERROR_MALFORMED
     return ERROR_MALFORMED
@@ -64,7 +73,8 @@ cdef void request_free(KvRequest *request) noexcept nogil:
 
 # --- checks ---
 
-cdef uint16_t check_request(KvRequest *request, uint32_t method, uint32_t txn_ops_max) noexcept nogil:
+cdef uint16_t check_request(
+        KvRequest *request, uint32_t method, uint32_t txn_ops_max) noexcept nogil:
     """What etcd refuses before it looks at any data; ERROR_NONE when nothing is wrong."""
     cdef Op *op = op_at(request, 0)
     cdef uint16_t error
@@ -89,9 +99,10 @@ cdef uint16_t check_request(KvRequest *request, uint32_t method, uint32_t txn_op
 cdef uint16_t _check_range(const Op *op) noexcept nogil:
     if op.key.size == 0:
         return ERROR_EMPTY_KEY
-    if not SORT_NONE <= op.sort_order <= SORT_DESCEND or not TARGET_KEY <= op.sort_target <= TARGET_VALUE:
-        return ERROR_INVALID_SORT_OPTION
-    return ERROR_NONE
+    if (SORT_NONE <= op.sort_order <= SORT_DESCEND
+            and TARGET_KEY <= op.sort_target <= TARGET_VALUE):
+        return ERROR_NONE
+    return ERROR_INVALID_SORT_OPTION
 
 
 cdef uint16_t _check_put(const Op *op) noexcept nogil:
@@ -105,7 +116,9 @@ cdef uint16_t _check_put(const Op *op) noexcept nogil:
 
 
 cdef uint16_t _check_txn(KvRequest *request, int32_t index, uint32_t budget) noexcept nogil:
-    """A nested Txn has what its parents left of the budget, so this recurses at most `budget` deep... see `_check_list`."""
+    """A nested Txn has what its parents left of the budget, so this recurses at most `budget`
+    deep... see `_check_list`.
+    """
     cdef Op *op = op_at(request, index)
     cdef Compare *compare
     cdef int32_t at = op.compares.first
@@ -219,8 +232,11 @@ cdef uint16_t _decode_txn(KvRequest *request, Reader reader) except? 0xffff nogi
     return ERROR_NONE
 
 
-cdef uint16_t _decode_txn_field(KvRequest *request, Frame *frame, uint32_t field, Span span) except? 0xffff nogil:
-    """One field of a TxnRequest (compare, success, failure) or of a RequestOp (range, put, delete, txn)."""
+cdef uint16_t _decode_txn_field(
+        KvRequest *request, Frame *frame, uint32_t field, Span span) except? 0xffff nogil:
+    """One field of a TxnRequest (compare, success, failure) or of a RequestOp (range, put, delete,
+    txn).
+    """
     cdef Reader reader
     cdef int32_t index = frame.op
     cdef int32_t child
@@ -237,7 +253,8 @@ cdef uint16_t _decode_txn_field(KvRequest *request, Frame *frame, uint32_t field
         _push_frame(request, reader, child, False)
         return ERROR_NONE
     op = op_at(request, index)
-    # OpKind and the fields of RequestOp's oneof have the same numbers: the last one given wins, the same one given twice is merged.
+    # OpKind and the fields of RequestOp's oneof have the same numbers: the last one given wins, the
+    # same one given twice is merged.
     if <uint32_t>op.kind != field:
         _reset_op(op, <OpKind>field)
     if field == OP_RANGE:
@@ -277,6 +294,7 @@ cdef bint _decode_compare(KvRequest *request, int32_t txn, Reader *reader) excep
     cdef uint32_t field
     cdef int wire
     cdef uint64_t value = 0
+    cdef Span span
     cdef int32_t index = <int32_t>(request.compares.size // sizeof(Compare))
     buffer_reserve(&request.compares, sizeof(Compare))
     request.compares.size += sizeof(Compare)
@@ -298,10 +316,9 @@ cdef bint _decode_compare(KvRequest *request, int32_t txn, Reader *reader) excep
                 return False
             _set_compare_number(compare, field, value)
         elif wire == WIRE_BYTES and (field == 3 or field == 7 or field == 64):
-            if not read_bytes(reader, &compare.key if field == 3 else &compare.value if field == 7 else &compare.range_end):
+            if not read_bytes(reader, &span):
                 return False
-            if field == 7:
-                compare.operand_target = COMPARE_VALUE
+            _set_compare_bytes(compare, field, span)
         elif not skip_field(reader, field, wire):
             return False
     return True
@@ -315,6 +332,16 @@ cdef void _set_compare_number(Compare *compare, uint32_t field, uint64_t value) 
     else:
         compare.operand = <int64_t>value
         compare.operand_target = COMPARE_LEASE if field == 8 else <int32_t>field - 4
+
+
+cdef void _set_compare_bytes(Compare *compare, uint32_t field, Span span) noexcept nogil:
+    if field == 3:
+        compare.key = span
+    elif field == 64:
+        compare.range_end = span
+    else:
+        compare.value = span
+        compare.operand_target = COMPARE_VALUE
 
 
 cdef bint _decode_put(Op *op, Reader *reader) noexcept nogil:
@@ -410,7 +437,9 @@ cdef void _set_range_number(Op *op, uint32_t field, uint64_t value) noexcept nog
 
 
 cdef bint _decode_revision(Op *op, Reader *reader) noexcept nogil:
-    """CompactionRequest and HashKVRequest: the revision is field 1; `physical` (2) goes to `serializable`."""
+    """CompactionRequest and HashKVRequest: the revision is field 1; `physical` (2) goes to
+    `serializable`.
+    """
     cdef uint32_t field
     cdef int wire
     cdef uint64_t value = 0

@@ -17,7 +17,8 @@ cdef struct RingShared:
 
 cdef class Doorbell:
     cdef readonly int fd            # eventfd, non-blocking; what a sleeper waits for
-    cdef uint32_t *asleep           # in memory shared with the ringers: 1 while the owner waits or is about to
+    # In memory shared with the ringers: 1 while the owner waits or is about to.
+    cdef uint32_t *asleep
 
     cdef void ring(self) noexcept nogil
     cdef void announce_sleep(self) noexcept nogil
@@ -27,7 +28,7 @@ cdef class Doorbell:
 cdef class Ring:
     cdef RingShared *shared         # start of the mapping
     cdef uint8_t *data              # capacity bytes, mapped twice in a row: no record ever wraps
-    cdef readonly uint64_t capacity # bytes, a power of two
+    cdef readonly uint64_t capacity     # bytes, a power of two
     cdef readonly int fd            # sealed memfd; -1 after `close`
     cdef uint64_t position          # of this side: bytes ever committed, or bytes ever popped
     cdef uint64_t other             # of the other side, as seen last
@@ -41,7 +42,8 @@ cdef class Ring:
     cdef void publish(self) noexcept nogil
     cdef size_t room(self) noexcept nogil
 
-    # Consumer. The bytes stay until `release`, but the producer may still change them: copy before you check.
+    # Consumer. The bytes stay until `release`, but the producer may still change them: copy before
+    # you check.
     cdef int pop(self, const uint8_t **data, size_t *size) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef bint empty(self) noexcept nogil

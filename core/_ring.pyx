@@ -1,23 +1,27 @@
 """One-writer, one-reader rings in shared memory, and doorbells for those who sleep.
 
 Rules:
-1. A ring is made by the core before the fork that hands it on, in a sealed memfd without a name, and has one producer
-   process and one consumer process.
-2. Neither side ever reads its own counter back from shared memory, and what it reads of the other side's is checked
-   against its own before use. A lie makes `pop` answer -1 or `reserve` answer NULL, never a wild access.
+1. A ring is made by the core before the fork that hands it on, in a sealed memfd without a name,
+   and has one producer process and one consumer process.
+2. Neither side ever reads its own counter back from shared memory, and what it reads of the other
+   side's is checked against its own before use. A lie makes `pop` answer -1 or `reserve` answer
+   NULL, never a wild access.
 3. The data is mapped twice in a row, so that every record is one piece of memory.
-4. A producer makes its records visible with one `publish` per batch and then rings the doorbell; the doorbell costs
-   a system call only while its owner sleeps. Who is about to sleep says so first and looks once more (store, fence, load
-   on both sides, as in Dekker's algorithm), so that no wake-up is ever lost.
+4. A producer makes its records visible with one `publish` per batch and then rings the doorbell;
+   the doorbell costs a system call only while its owner sleeps. Who is about to sleep says so first
+   and looks once more (store, fence, load on both sides, as in Dekker's algorithm), so that no
+   wake-up is ever lost.
 
-A hostile neighbour can still clear the flag of a sleeper and so delay it; the core's tick bounds that delay.
+A hostile neighbour can still clear the flag of a sleeper and so delay it; the core's tick bounds
+that delay.
 """
 
 import os
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE,
+    PROT_READ, PROT_WRITE, mmap, munmap,
 )
 from posix.unistd cimport close, ftruncate, read, write
 
@@ -93,7 +97,9 @@ cdef class Doorbell:
         quorate_fence()
 
     cdef void awake(self) noexcept nogil:
-        """Take the announcement back and empty `fd`, which others than ringers may have written too."""
+        """Take the announcement back and empty `fd`, which others than ringers may have written
+        too.
+        """
         cdef uint64_t count
         quorate_exchange(self.asleep, 0)
         read(self.fd, &count, sizeof(count))
@@ -107,7 +113,8 @@ cdef class Doorbell:
         self.announce_sleep()
 
     def wait(self, int milliseconds):
-        """Wait for a ring without the GIL; False when the time was up. The sleep stays announced."""
+        """Wait for a ring without the GIL; False when the time was up. The sleep stays announced.
+        """
         cdef pollfd waited
         cdef int got
         waited.fd = self.fd
@@ -148,13 +155,16 @@ cdef class Ring:
         self._map()
 
     def other_side(self):
-        """The same ring for the other role within this process; a forked process just uses its copy."""
+        """The same ring for the other role within this process; a forked process just uses its
+        copy.
+        """
         return Ring(self.capacity, self)
 
     def _map(self):
         cdef uint8_t *base
         cdef size_t size = HEADER_SIZE + 2 * self.capacity
-        base = <uint8_t *>mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        base = <uint8_t *>mmap(
+            NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if base == <uint8_t *>MAP_FAILED:
             raise MemoryError("no address space for a ring")
         self.shared = <RingShared *>base
@@ -163,7 +173,8 @@ cdef class Ring:
         self._map_piece(self.data + self.capacity, self.capacity, HEADER_SIZE)
 
     cdef int _map_piece(self, uint8_t *at, size_t size, size_t offset) except -1:
-        cdef void *got = mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, self.fd, offset)
+        cdef void *got = mmap(
+            at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, self.fd, offset)
         if got == MAP_FAILED:
             raise MemoryError("a ring could not be mapped")
         return 0
@@ -181,13 +192,16 @@ cdef class Ring:
         cdef uint64_t free
         self.other = quorate_load(&self.shared.tail)
         if self.position - self.other > self.capacity:
-            # A tail ahead of us, or more than a ring behind, is a lie: such a consumer gets no more records.
+            # A tail ahead of us, or more than a ring behind, is a lie: such a consumer gets no more
+            # records.
             self.other = self.position - self.capacity
         free = self.capacity - (self.position - self.other)
         return free - FRAME_SIZE if free > FRAME_SIZE else 0
 
     cdef uint8_t *reserve(self, size_t size) noexcept nogil:
-        """Room for a record of `size` bytes, or NULL when there is none now. `commit` before the next `reserve`."""
+        """Room for a record of `size` bytes, or NULL when there is none now. `commit` before the
+        next `reserve`.
+        """
         cdef uint64_t need = FRAME_SIZE + ((size + 7) & ~<size_t>7)
         if need > self.capacity - (self.position - self.other):
             self.room()
@@ -196,7 +210,8 @@ cdef class Ring:
         return self.data + (self.position & (self.capacity - 1)) + FRAME_SIZE
 
     cdef void commit(self, size_t size) noexcept nogil:
-        """The record reserved last is complete and `size` bytes long (at most what was reserved)."""
+        """The record reserved last is complete and `size` bytes long (at most what was reserved).
+        """
         cdef uint8_t *at = self.data + (self.position & (self.capacity - 1))
         store_le32(at, <uint32_t>size)
         store_le32(at + 4, self.sequence)
@@ -210,7 +225,9 @@ cdef class Ring:
     # --- consumer ---
 
     cdef int pop(self, const uint8_t **data, size_t *size) noexcept nogil:
-        """The next record: 1 and where it lies, 0 when there is none, -1 when the producer wrote nonsense."""
+        """The next record: 1 and where it lies, 0 when there is none, -1 when the producer wrote
+        nonsense.
+        """
         cdef uint64_t ready = self.other - self.position
         cdef const uint8_t *at
         cdef uint64_t length
@@ -253,7 +270,9 @@ cdef class Ring:
         return True
 
     def pull(self):
-        """Pop and release one record; None when there is none. Raises ValueError when the ring is corrupt."""
+        """Pop and release one record; None when there is none. Raises ValueError when the ring is
+        corrupt.
+        """
         cdef const uint8_t *data = NULL
         cdef size_t size = 0
         cdef int got = self.pop(&data, &size)

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""A run of raft entries in C memory: what a batch costs Python is one object, however many entries."""
+"""A run of raft entries in C memory: a batch costs Python one object, whatever it holds."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 

@@ -1,9 +1,10 @@
 """A run of raft entries in C memory.
 
 Rules:
-1. One client request is one entry, as in etcd; a run is what one turn gathered, and all that raft, the log and
-   the store see of it per batch.
-2. A run is filled (`add`), then given its place in the log (`assign`), and is immutable from then on.
+1. One client request is one entry, as in etcd; a run is what one turn gathered, and all that raft,
+   the log and the store see of it per batch.
+2. A run is filled (`add`), then given its place in the log (`assign`), and is immutable from then
+   on.
 3. All entries of a run have the same term and consecutive indexes.
 4. Waiters belong to the run: whoever drops the run without applying it answers them.
 """
@@ -31,7 +32,8 @@ cdef class Run:
         return run
 
     cpdef assign(self, uint64_t first_index, uint64_t term):
-        """Give the run its place in the log, once or again after it was dropped and proposed anew."""
+        """Give the run its place in the log, once or again after it was dropped and proposed anew.
+        """
         assert first_index > 0 and term > 0, (first_index, term)
         self.first_index = first_index
         self.term = term
@@ -50,7 +52,8 @@ cdef class Run:
         return at + ENTRY_HEADER_SIZE
 
     cdef int add_waiter(self, Waiter *waiter) except -1 nogil:
-        """Say who waits for the entry added last; either every entry of a run has one or none has."""
+        """Say who waits for the entry added last; either every entry of a run has one or none has.
+        """
         return buffer_append(&self.waiters, <const uint8_t *>waiter, sizeof(Waiter))
 
     @property
@@ -64,7 +67,9 @@ cdef class Run:
         return self.entries.size
 
     def unpack(self):
-        """The entries as a list of (type, data) pairs; for tests and for entries that Python handles."""
+        """The entries as a list of (type, data) pairs; for tests and for entries that Python
+        handles.
+        """
         result = []
         cdef size_t at = 0
         cdef size_t size

@@ -25,7 +25,8 @@ cdef enum:
 
 cdef class Selection:
     cdef Store store
-    cdef Op op                      # its spans point into `bounds`, or into the request while it is not held
+    # Its spans point into `bounds`, or into the request while it is not held.
+    cdef Op op
     cdef Buffer bounds              # own copy of key and range end, made by `hold`
     cdef Cursor cursor
     cdef SelectionPhase phase
@@ -43,7 +44,8 @@ cdef class Selection:
     cdef size_t kvs_size            # bytes of their fields in the reply
     cdef size_t total               # versions in the reply
     cdef int64_t count              # keys of the range, whatever was left out
-    cdef bint counts                # the walk counts, because the tree cannot tell for this revision
+    # The walk counts, because the tree cannot tell for this revision.
+    cdef bint counts
     cdef bint more                  # the limit cut the reply
 
     cdef uint16_t begin(self, Store store, const Op *op, bint own_writes) except? 0xffff

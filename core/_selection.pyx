@@ -1,11 +1,14 @@
 """What a Range selects: walked, filtered, sorted and measured in bounded steps.
 
 Rules:
-1. A selection reads one revision. Between two steps other requests run; then the selection must `hold` that revision, which
-   keeps compaction from removing what it found (etcd holds a read transaction for the same reason).
-2. It keeps a pointer for each key-value it will send, and copies a value only when its slice is sent.
-3. etcd's rules of order, limit and filters (server/etcdserver/txn/range.go): filters and sorts see the whole range; a target with
-   order NONE is sorted ascending, but the limit, and one more, was taken in key order before; `count` ignores limit and filters.
+1. A selection reads one revision. Between two steps other requests run; then the selection must
+   `hold` that revision, which keeps compaction from removing what it found (etcd holds a read
+   transaction for the same reason).
+2. It keeps a pointer for each key-value it will send, and copies a value only when its slice is
+   sent.
+3. etcd's rules of order, limit and filters (server/etcdserver/txn/range.go): filters and sorts see
+   the whole range; a target with order NONE is sorted ascending, but the limit, and one more, was
+   taken in key order before; `count` ignores limit and filters.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
@@ -16,11 +19,13 @@ from quorate.core._errors cimport ERROR_COMPACTED, ERROR_FUTURE_REVISION, ERROR_
 from quorate.core._mvcc cimport Store
 from quorate.core._protobuf cimport varint_size
 from quorate.core._reply cimport (
-    Header, TAG_RANGE_COUNT, TAG_RANGE_KVS, TAG_RANGE_MORE, append_header, append_key_value, append_number, key_value_size,
+    Header, TAG_RANGE_COUNT, TAG_RANGE_KVS, TAG_RANGE_MORE, append_header, append_key_value,
+    append_number, key_value_size,
     number_size,
 )
 from quorate.core._request cimport (
-    Op, SORT_DESCEND, SORT_NONE, TARGET_CREATE, TARGET_KEY, TARGET_MOD, TARGET_VERSION, has_revision_filters, is_default_order,
+    Op, SORT_DESCEND, TARGET_CREATE, TARGET_KEY, TARGET_MOD, TARGET_VERSION,
+    has_revision_filters, is_default_order,
     omitted,
 )
 from quorate.core._version cimport (
@@ -54,14 +59,17 @@ cdef class Selection:
         self.more = False
         self.count = -1
         if self.revision == 0 or self.revision == now:
-            self.count = store.count(op.key.data, op.key.size, op.range_end.data, op.range_end.size, 0)
+            self.count = store.count(
+                op.key.data, op.key.size, op.range_end.data, op.range_end.size, 0)
         self.phase = PHASE_WALK
         if op.count_only:
             self.phase = PHASE_READY if self.count >= 0 else PHASE_COUNT
         self.counts = self.count < 0
         if self.counts:
             self.count = 0
-        store.seek(&self.cursor, op.key.data, op.key.size, op.range_end.data, op.range_end.size, self.revision)
+        store.seek(
+            &self.cursor, op.key.data, op.key.size, op.range_end.data, op.range_end.size,
+            self.revision)
         return ERROR_NONE
 
     cdef bint step(self, size_t keys) except -1:
@@ -77,7 +85,9 @@ cdef class Selection:
         return self.phase == PHASE_READY
 
     cdef int hold(self) except -1:
-        """Pin the revision and own the bounds, so that the selection may outlive this turn and its request."""
+        """Pin the revision and own the bounds, so that the selection may outlive this turn and its
+        request.
+        """
         cdef size_t key = self.op.key.size
         cdef size_t end = self.op.range_end.size
         assert not self.held and not self.own_writes
@@ -109,7 +119,8 @@ cdef class Selection:
         """Bytes of the whole RangeResponse, known once the phase is READY."""
         cdef size_t head = number_size(<uint64_t>self.header_revision)
         if header != NULL:
-            head += number_size(header.cluster_id) + number_size(header.member_id) + number_size(header.raft_term)
+            head += number_size(header.cluster_id) + number_size(header.member_id)
+            head += number_size(header.raft_term)
         return 2 + head + self.kvs_size + number_size(self.more) + number_size(<uint64_t>self.count)
 
     cdef int append_head(self, Buffer *out, const Header *header) except -1:
@@ -141,8 +152,8 @@ cdef class Selection:
         cdef Version *version
         cdef const Op *op = &self.op
         cdef bint filters = has_revision_filters(op)
-        # In key order and unfiltered, one more than the limit tells whether there is more. etcd takes that one more, and only
-        # then sorts a target with order NONE, and cuts.
+        # In key order and unfiltered, one more than the limit tells whether there is more. etcd
+        # takes that one more, and only then sorts a target with order NONE, and cuts.
         cdef bint sorts = op.sort_target != TARGET_KEY
         cdef size_t stop = <size_t>-1
         if op.limit > 0 and not filters and is_default_order(op):
@@ -176,7 +187,8 @@ cdef class Selection:
         return False
 
     cdef void _collected(self) noexcept:
-        """All versions are known: sort them if the request wants another order than that of keys."""
+        """All versions are known: sort them if the request wants another order than that of keys.
+        """
         cdef bint sorted_ = self.op.sort_target == TARGET_KEY and self.op.sort_order != SORT_DESCEND
         self.total = self.chosen.size // sizeof(Version *)
         if sorted_ or self.total < 2:
@@ -185,7 +197,9 @@ cdef class Selection:
             self.phase = PHASE_SORT
 
     cdef int _sort(self, size_t keys) except -1:
-        """Merge neighbouring sorted runs into `spare`, `keys` versions per call; swap after each pass."""
+        """Merge neighbouring sorted runs into `spare`, `keys` versions per call; swap after each
+        pass.
+        """
         cdef Buffer swap
         if self.spare.size == 0:
             buffer_reserve(&self.spare, self.chosen.size)
@@ -217,7 +231,8 @@ cdef class Selection:
             if self.left == middle or self.right == end:
                 take_left = self.left < middle
             else:
-                take_left = sign * _compare(self.op.sort_target, source[self.left], source[self.right]) <= 0
+                take_left = sign * _compare(
+                    self.op.sort_target, source[self.left], source[self.right]) <= 0
             if take_left:
                 target[self.merged] = source[self.left]
                 self.left += 1
@@ -266,10 +281,13 @@ cdef int _compare(int target, const Version *a, const Version *b) noexcept nogil
     if target == TARGET_VERSION:
         return (a.version > b.version) - (a.version < b.version)
     if target == TARGET_KEY:
-        return _compare_bytes(version_key(a), version_key_size(a), version_key(b), version_key_size(b))
-    return _compare_bytes(version_value(a), version_value_size(a), version_value(b), version_value_size(b))
+        return _compare_bytes(
+            version_key(a), version_key_size(a), version_key(b), version_key_size(b))
+    return _compare_bytes(
+        version_value(a), version_value_size(a), version_value(b), version_value_size(b))
 
 
-cdef int _compare_bytes(const uint8_t *a, size_t a_size, const uint8_t *b, size_t b_size) noexcept nogil:
+cdef int _compare_bytes(
+        const uint8_t *a, size_t a_size, const uint8_t *b, size_t b_size) noexcept nogil:
     cdef int order = memcmp(a, b, min(a_size, b_size))
     return order if order else (a_size > b_size) - (a_size < b_size)

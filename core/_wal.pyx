@@ -267,7 +267,8 @@ cdef class Wal:
         cdef const uint8_t *at = run.entries.data
         cdef uint64_t index = run.first_index
         cdef uint64_t last = run.first_index + run.count
-        cdef uint64_t bound = run.entries.size + run.count * RECORD_OVERHEAD_MAX
+        # The run and the HardState that follows it.
+        cdef uint64_t bound = run.entries.size + (run.count + 1) * RECORD_OVERHEAD_MAX
         cdef uint32_t size
         if not self.commit < index <= self.last_index + 1 or (
                 index > self.last_index and run.term < self.last_term):

@@ -318,6 +318,10 @@ cdef class WalReader:
             return self.refuse("a malformed hard state")
         if state.first < self.term or state.third < self.commit:
             return self.refuse("a hard state whose term or commit index goes back")
+        # A segment that begins inside a batch repeats the state before that batch.
+        if (self.records == 2 and state.first == self.term and state.second == self.vote
+                and state.third == self.commit):
+            return SCAN_ON
         if state.first < self.last_term and self.last_index > self.start_index:
             return self.refuse("a hard state whose term is less than the last entry's")
         self.term = state.first

@@ -2,8 +2,8 @@
 
 Rules:
 1. Directories are made with mode 0700, and one that others may read is warned of, as etcd does.
-2. Recovery applies each committed run as it is read and lets go of it: memory does not grow with the log. What is not yet known
-   to be committed goes to raft, which decides.
+2. Recovery applies each committed run as it is read and lets go of it: memory does not grow with
+   the log. What is not yet known to be committed goes to raft, which decides.
 3. A lone voter stands for election at once: there is nobody to wait for.
 """
 
@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ._batch import Batch
 from ._disk import OsDisk
-from ._mvcc import Store
 from ._port import Port
 from ._run import Run
 from ._wal import Wal, make_directories
+from .apply import State
 from .config import Config
 from .errors import Fatal
 from .limits import GRPC_OVERHEAD_BYTES
@@ -33,35 +33,36 @@ from .raftlog import RaftLog
 
 
 def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: Logger) -> Node:
-    """The member of this data directory, elected and with everything committed applied. Raises Fatal."""
+    """The member of this data directory, elected and with everything committed applied.
+
+    Raises Fatal.
+    """
     disk = OsDisk()
     make_directories(disk, os.path.join(config.data_dir, "member", "snap"))
     warn_of_permissions(config.data_dir, logger)
+    state = State(ports, logger)
     started = None
     if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
-        started = recover(config, disk, ports, doorbell, logger)
-    node, raft = started or bootstrap(config, disk, ports, doorbell, logger)
-    node.applier.identify(node.wal.cluster_id, node.wal.node_id)
+        started = recover(config, disk, state, logger)
+    wal, raft = started or bootstrap(config, disk)
+    state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
-    node.begin(raft, Batch(ports, node.applier, request_bytes_max, config.max_txn_ops))
+    batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops)
+    node = Node(state, raft, wal, batch, ports, doorbell, logger)
     elect(node)
     return node
 
 
-def bootstrap(
-    config: Config, disk: OsDisk, ports: list[Port | None], doorbell: int, logger: Logger
-) -> tuple[Node, Raft]:
-    """The first member of a new cluster, with a new log. Raises Fatal."""
+def bootstrap(config: Config, disk: OsDisk) -> tuple[Wal, Raft]:
+    """The log and the raft of the first member of a new cluster. Raises Fatal."""
     members = initial_members(peer_urls_by_name(config), config.initial_cluster_token)
     if len(members) != 1:
         raise Fatal("--initial-cluster names several members; this version serves one member")
     cluster = cluster_id(member.id for member in members)
-    wal = Wal.create(
-        disk, config.wal_path, members[0].id, cluster, no_fsync=config.unsafe_no_fsync
-    )
+    wal = Wal.create(disk, config.wal_path, members[0].id, cluster, no_fsync=config.unsafe_no_fsync)
     raft = make_raft(config, wal, RaftLog(), HardState(), ConfState())
     raft.bootstrap(*bootstrap_runs(members))
-    return Node(wal, Store(), ports, doorbell, logger), raft
+    return wal, raft
 
 
 def peer_urls_by_name(config: Config) -> Mapping[str, list[str]]:
@@ -74,22 +75,19 @@ def peer_urls_by_name(config: Config) -> Mapping[str, list[str]]:
     return urls
 
 
-def recover(
-    config: Config, disk: OsDisk, ports: list[Port | None], doorbell: int, logger: Logger
-) -> tuple[Node, Raft] | None:
-    """Read the log, apply what is committed, and give raft the rest. Raises Fatal.
+def recover(config: Config, disk: OsDisk, state: State, logger: Logger) -> tuple[Wal, Raft] | None:
+    """Read the log, apply what is committed to `state`, and give raft the rest. Raises Fatal.
 
-    None when the log is that of a bootstrap which never finished: nobody was told anything yet, and it is
-    put aside.
+    None when the log is that of a bootstrap which never finished: nobody was told anything yet,
+    nothing was applied, and the log is put aside.
     """
     wal = Wal.open(disk, config.wal_path, no_fsync=config.unsafe_no_fsync)
-    node = Node(wal, Store(), ports, doorbell, logger)
     waiting: deque[Run] = deque()
     applied_term = 0
     for run in wal.recover():
         waiting.append(run)
         while waiting and waiting[0].last_index <= wal.commit:
-            node.applier.apply(waiting[0])
+            state.applier.apply(waiting[0])
             applied_term = waiting.popleft().term
     if wal.hard_state == (0, 0, 0):
         wal.close()
@@ -97,10 +95,9 @@ def recover(
         return None
     if wal.torn_bytes:
         logger.warn("cut a torn write off the log", bytes=wal.torn_bytes)
-    applied = node.applier.applied
-    logger.info("recovered", applied_index=applied, revision=node.applier.store.revision)
-    log = RaftLog(waiting, applied, applied_term)
-    return node, make_raft(config, wal, log, HardState(*wal.hard_state), conf_state_of(node))
+    logger.info("recovered", applied_index=state.applied, revision=state.store.revision)
+    log = RaftLog(waiting, state.applied, applied_term)
+    return wal, make_raft(config, wal, log, HardState(*wal.hard_state), state.conf_state())
 
 
 def put_aside(disk: OsDisk, path: str, logger: Logger) -> None:
@@ -114,14 +111,6 @@ def put_aside(disk: OsDisk, path: str, logger: Logger) -> None:
     logger.warn("put an unfinished first start aside", path=aside)
 
 
-def conf_state_of(node: Node) -> ConfState:
-    """The configuration that the applied entries left."""
-    voters, learners = [], []
-    for member in node.members.list():
-        (learners if member.is_learner else voters).append(member.id)
-    return ConfState(tuple(voters), tuple(learners))
-
-
 def make_raft(
     config: Config, wal: Wal, log: RaftLog, hard_state: HardState, conf_state: ConfState
 ) -> Raft:
@@ -132,12 +121,13 @@ def make_raft(
 
 def elect(node: Node) -> None:
     """Work until this member leads and has applied all that it knows to be committed."""
+    raft = node.raft
     node.work()
-    node.raft.campaign()
-    while node.raft.leader != node.raft.id or node.applier.applied < node.raft.log.last_index:
-        before = node.raft.log.last_index, node.applier.applied, node.raft.term
+    raft.campaign()
+    while raft.leader != raft.id or node.applier.applied < raft.log.last_index:
+        before = raft.log.last_index, node.applier.applied, raft.term
         node.work()
-        if before == (node.raft.log.last_index, node.applier.applied, node.raft.term):
+        if before == (raft.log.last_index, node.applier.applied, raft.term):
             raise Fatal("this member is not a voter of its cluster; this version serves one member")
 
 
@@ -147,6 +137,7 @@ def warn_of_permissions(data_dir: str, logger: Logger) -> None:
     if mode & 0o077:
         logger.warn(
             "check file permission",
-            error=f'directory "{data_dir}" exist, but the permission is "{mode:o}". The recommended '
-            'permission is "700" to prevent possible unprivileged access to the data',
+            error=f'directory "{data_dir}" exist, but the permission is "{mode:o}". '
+            'The recommended permission is "700" to prevent possible unprivileged access to the '
+            "data",
         )

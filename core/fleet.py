@@ -1,12 +1,16 @@
 """The worker processes: made by fork, watched, replaced.
 
 Rules:
-1. A worker is a child of the core, dies with it (parent-death signal), and gets by the fork what it may have: the listening
-   sockets, its own two rings, its own and the core's doorbell. Everything else is closed or unmapped before it runs.
-2. The store's memory is not copied into the child (MADV_DONTFORK), so a fork stays cheap however much data there is.
-3. A worker that dies is replaced at once, with new rings and a new generation: what its clients asked is answered to nobody. One
-   that dies again and again is replaced more slowly, so that a fault at its start does not become a fork bomb.
-4. Commands go through the worker's doorbell: SERVE lets it accept, DRAIN makes it finish what is under way and leave.
+1. A worker is a child of the core, dies with it (parent-death signal), and gets by the fork what it
+   may have: the listening sockets, its own two rings, its own and the core's doorbell. Everything
+   else is closed or unmapped before it runs.
+2. The store's memory is not copied into the child (MADV_DONTFORK), so a fork stays cheap however
+   much data there is.
+3. A worker that dies is replaced at once, with new rings and a new generation: what its clients
+   asked is answered to nobody. One that dies again and again is replaced more slowly, so that a
+   fault at its start does not become a fork bomb.
+4. Commands go through the worker's doorbell: SERVE lets it accept, DRAIN makes it finish what is
+   under way and leave.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ class Inheritance:
     """What a worker process starts with."""
 
     slot: int
-    core_pid: int  # the worker has the kernel end it when this process ends, and checks that it still lives
+    core_pid: int  # when this process ends, the kernel ends the worker
     config: Config
     logger: Logger
     listeners: Sequence[socket.socket]
@@ -59,7 +63,8 @@ class Inheritance:
     core_bell: Doorbell
 
 
-# Runs in the child until the worker is done, with its block of counters; the answer is the exit code.
+# Runs in the child until the worker is done, with its block of counters; the answer is the exit
+# code.
 WorkerMain = Callable[[Inheritance, memoryview], int]
 
 
@@ -90,7 +95,7 @@ class Fleet:
         # What workers that are gone have counted.
         self.retired = [0] * WORKER_COUNTERS_MAX
         self.generation = 0
-        self.command = Command.WAIT
+        self.command: Command = Command.WAIT
 
     def start(self, slot: int) -> int:
         """Fork the worker of a slot, with new rings; answers its pid."""
@@ -109,7 +114,8 @@ class Fleet:
             bell,
             self.core_bell,
         )
-        # Objects that exist now are not touched by the collector again, in either process: their pages stay shared.
+        # Objects that exist now are not touched by the collector again, in either process: their
+        # pages stay shared.
         gc.freeze()
         pid = os.fork()
         if pid == 0:
@@ -133,12 +139,12 @@ class Fleet:
             began = trio.current_time()
             status = await wait_for_exit(self.pids[slot])
             self.lose(slot)
-            if self.command == Command.DRAIN:
+            if self.draining():
                 return
             self.logger.warn("worker died", slot=slot, pid=self.pids[slot], status=status)
             if trio.current_time() - began < LIFE_SECONDS_MIN:
                 await trio.sleep(RESTART_PAUSE_SECONDS)
-            if self.command == Command.DRAIN:
+            if self.draining():
                 return
             self.start(slot)
             self.logger.info("worker started", slot=slot, pid=self.pids[slot])
@@ -170,6 +176,10 @@ class Fleet:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pids[slot], signal.SIGKILL)
 
+    def draining(self) -> bool:
+        """Whether the server stops."""
+        return self.command is Command.DRAIN
+
     def alive(self) -> bool:
         """Whether any worker lives."""
         return any(port is not None for port in self.ports)
@@ -191,9 +201,7 @@ async def wait_for_exit(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def become_worker(
-    inheritance: Inheritance, block: memoryview, worker_main: WorkerMain
-) -> None:
+def become_worker(inheritance: Inheritance, block: memoryview, worker_main: WorkerMain) -> None:
     """In the child of a fork: drop what is the core's, run the worker, and never return."""
     code = 1
     try:

@@ -80,8 +80,8 @@ SETTINGS_ENTRIES_MAX = 32
 # that costs us less than one percent of a core.
 RESETS_BURST = 2_000
 RESETS_PER_SECOND = 1_000
-# Frames in a row that ask for nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA,
-# unknown ones), between any two that carry a request or a reply.
+# Frames in a row that ask for nothing (PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA),
+# between any two that carry a request or a reply. Unknown ones cost nothing but their bytes.
 IDLE_FRAMES_MAX = 10_000
 # Flow control: what a client may send of one call, and of all calls, before we take it.
 STREAM_WINDOW_BYTES = 256 * 1024
@@ -140,6 +140,6 @@ LINGER_SECONDS = 0.001
 DRAIN_SECONDS_MAX = 0.8
 
 # --- long replies ---------------------------------------------------------------------------------
-# A list keeps the revision it reads from being compacted away. One whose revision was compacted meanwhile
-# is given up after this: its client takes less than 500 KB/s of a reply of 300 MB.
+# A list keeps the revision it reads from being compacted away. One whose revision was compacted
+# meanwhile is given up after this: its client takes less than 500 KB/s of a reply of 300 MB.
 LONG_REPLY_SECONDS_MAX = 600.0

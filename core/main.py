@@ -1,10 +1,13 @@
-"""The core process: opens sockets and data directory, starts the workers, and turns until it is told to stop.
+"""The core process: opens sockets and data directory, starts the workers, and turns until it is
+told to stop.
 
 Rules:
 1. This process is what the user started; its workers are its children.
-2. Between two turns it sleeps on its doorbell: first for LINGER_MILLISECONDS right there, which costs no time in the event
-   loop while requests come in quick succession, then in trio, where signals, ticks and dead workers are seen to.
-3. SIGTERM and SIGINT: the workers stop accepting and finish what is under way, then the core stops; exit code 0.
+2. Between two turns it sleeps on its doorbell: first for LINGER_MILLISECONDS right there, which
+   costs no time in the event loop while requests come in quick succession, then in trio, where
+   signals, ticks and dead workers are seen to.
+3. SIGTERM and SIGINT: the workers stop accepting and finish what is under way, then the core stops;
+   exit code 0.
 """
 
 from __future__ import annotations
@@ -74,7 +77,6 @@ async def serve(config: Config, logger: Logger, fleet: Fleet, node: Node) -> Non
 async def turn(fleet: Fleet, node: Node, report: Report) -> None:
     """Turn the node whenever there is something to do."""
     bell, batch, handle = fleet.core_bell, node.batch, report.handle
-    assert batch is not None
     yielded = time.monotonic()
     while True:
         more = node.turn(handle)
@@ -124,4 +126,3 @@ def log_ready(config: Config, logger: Logger) -> None:
             traffic="grpc+http",
             address=address,
         )
-

@@ -1,4 +1,6 @@
-"""What the core tells of itself: the figures, members, alarms and counters behind the calls that Python answers."""
+"""What the core tells of itself: the figures, members, alarms and counters behind the calls that
+Python answers.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,11 @@ class Report:
     def figures(self) -> admin.Figures:
         """The figures of this moment."""
         node = self.node
-        assert node.raft is not None
         _, size, size_in_use = node.applier.figures()
         return admin.Figures(
             cluster_id=node.wal.cluster_id,
             member_id=node.wal.node_id,
-            revision=node.applier.store.revision,
+            revision=node.state.store.revision,
             raft_term=node.raft.term,
             raft_index=node.raft.log.committed,
             raft_applied_index=node.applier.applied,
@@ -56,12 +57,14 @@ class Report:
                 self.config.advertise_client_urls if member.id == own else member.client_urls,
                 member.is_learner,
             )
-            for member in self.node.members.list()
+            for member in self.node.state.members.list()
         ]
 
     def alarms(self) -> Sequence[admin.Alarm]:
         """The alarms that are on."""
-        return [admin.Alarm(alarm.member_id, alarm.alarm) for alarm in self.node.members.alarms()]
+        return [
+            admin.Alarm(alarm.member_id, alarm.alarm) for alarm in self.node.state.members.alarms()
+        ]
 
     def read_index(self, done: admin.Done) -> None:
         """Call `done` when all that is committed now is applied."""
@@ -81,7 +84,7 @@ class Report:
     def metrics(self) -> admin.Metrics:
         """What the core counts."""
         node = self.node
-        store = node.applier.store
+        store = node.state.store
         syncs = node.wal.statistics()
         keys, _, _ = node.applier.figures()
         return {

@@ -1,6 +1,7 @@
 """The listening sockets: opened once, by the core, and inherited by every worker.
 
-So a worker's death loses no connection that waits to be accepted, and a busy port is one clear error.
+So a worker's death loses no connection that waits to be accepted, and a busy port is one clear
+error.
 """
 
 from __future__ import annotations
@@ -43,9 +44,7 @@ def open_listener(url: str) -> socket.socket:
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, object]:
     """The address to bind; of a name that has both kinds, the IPv4 one, as Go's net.Listen."""
-    found = socket.getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return found[0][0], found[0][4]
 

@@ -2,17 +2,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from quorate.core._ring import Ring
+from quorate.frontends._replies import Replies
 
-CALL: int
-MESSAGE: int
-HALF_CLOSED: int
-RESET: int
-REPLY: int
-HTTP1: int
-CORRUPT: int
-DRAINED: int
-
-class Grpc:
+class Grpc(Replies):
     echo: bool
     def __init__(
         self,
@@ -31,19 +23,7 @@ class Grpc:
         echo: bool = False,
         **_: Any,
     ) -> None: ...
-    def take_events(self) -> list[tuple[Any, ...]]: ...
-    def send_message(self, call_id: int, message: bytes) -> int: ...
-    def finish(
-        self,
-        call_id: int,
-        code: int,
-        message: str = "",
-        trailers: Iterable[tuple[str, str]] = (),
-    ) -> None: ...
-    def ask(self, admin_call: int, payload: bytes = b"") -> int: ...
-    def cancel_ask(self, ask_id: int) -> None: ...
     def method_counts(self) -> dict[str, list[int]]: ...
-    def gauges(self) -> dict[str, int]: ...
     def set_time(self, now: int) -> None: ...
     def deliver(self) -> None: ...
 

@@ -1,5 +1,6 @@
 # cython: language_level=3
-"""One HTTP/2 server connection on nghttp2: bytes in, bytes out, streams, and limits against abuse."""
+"""One HTTP/2 server connection on nghttp2: bytes in, bytes out, streams, and limits against abuse.
+"""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
@@ -23,15 +24,18 @@ cdef struct Http2Config:
 
 cdef struct Handler:
     # What the layer above wants to hear. `stream` is what `begin` answered.
-    void *(*begin)(void *owner, Http2 *connection, int32_t stream_id) noexcept nogil  # NULL: refused
-    void (*header)(void *owner, void *stream, nghttp2_rcbuf *name, nghttp2_rcbuf *value) noexcept nogil
+    # NULL: refused
+    void *(*begin)(void *owner, Http2 *connection, int32_t stream_id) noexcept nogil
+    void (*header)(
+        void *owner, void *stream, nghttp2_rcbuf *name, nghttp2_rcbuf *value) noexcept nogil
     void (*headers_end)(void *owner, void *stream) noexcept nogil
     void (*data)(void *owner, void *stream, const uint8_t *data, size_t size) noexcept nogil
     void (*half_close)(void *owner, void *stream) noexcept nogil
     void (*close)(void *owner, void *stream) noexcept nogil
     size_t (*read)(void *owner, void *stream, uint8_t *out, size_t room, bint *end) noexcept nogil
         # `end`: trailers follow; nothing read and not `end`: asked again after http2_resume
-    size_t (*trailers)(void *owner, void *stream, nghttp2_nv *pairs) noexcept nogil     # at most PAIRS_MAX
+    # at most PAIRS_MAX
+    size_t (*trailers)(void *owner, void *stream, nghttp2_nv *pairs) noexcept nogil
 
 
 cdef struct Http2:
@@ -61,16 +65,19 @@ cdef struct Http2:
 
 
 cdef bint http2_open(
-    Http2 *connection, const Http2Config *config, const Handler *handler, void *owner, int64_t now) noexcept nogil
+    Http2 *connection, const Http2Config *config, const Handler *handler, void *owner,
+    int64_t now) noexcept nogil
 cdef void http2_close(Http2 *connection) noexcept nogil
 
-cdef void http2_feed(Http2 *connection, const uint8_t *data, size_t size, int64_t now) noexcept nogil
+cdef void http2_feed(
+    Http2 *connection, const uint8_t *data, size_t size, int64_t now) noexcept nogil
 cdef size_t http2_drain(Http2 *connection, uint8_t *out, size_t room) noexcept nogil
 cdef bint http2_finished(Http2 *connection) noexcept nogil
 cdef size_t http2_queued(Http2 *connection) noexcept nogil
 
 cdef void http2_reply(
-    Http2 *connection, int32_t stream_id, void *stream, const nghttp2_nv *pairs, size_t count) noexcept nogil
+    Http2 *connection, int32_t stream_id, void *stream, const nghttp2_nv *pairs,
+    size_t count) noexcept nogil
 cdef void http2_reply_headers(
     Http2 *connection, int32_t stream_id, const nghttp2_nv *pairs, size_t count) noexcept nogil
 cdef void http2_resume(Http2 *connection, int32_t stream_id) noexcept nogil

@@ -1,11 +1,16 @@
 """One HTTP/2 server connection on nghttp2.
 
 Rules:
-1. Bytes in (`http2_feed`), bytes out (`http2_drain`); no socket, no clock (the caller says what time it is), no gRPC.
-2. Everything is C memory and needs no GIL. A connection costs one nghttp2 session and its caller's struct.
-3. What a header block must look like is decided here, as Go's HTTP/2 decides it, because nghttp2's own check is stricter than
-   etcd: it refuses calls without :authority and paths without a slash, which etcd answers. So nghttp2's is off.
-4. Who breaks the protocol of a stream has that stream reset; who breaks a limit of the connection gets GOAWAY and is closed.
+1. Bytes in (`http2_feed`), bytes out (`http2_drain`); no socket, no clock (the caller says what
+   time it is), no gRPC.
+2. Everything is C memory and needs no GIL. A connection costs one nghttp2 session and its caller's
+   struct.
+3. What a header block must look like is decided here, as Go's HTTP/2 decides it, because nghttp2's
+   own check is stricter than
+   etcd: it refuses calls without :authority and paths without a slash, which etcd answers. So
+   nghttp2's is off.
+4. Who breaks the protocol of a stream has that stream reset; who breaks a limit of the connection
+   gets GOAWAY and is closed.
 5. After `closing` nothing more is read. The caller drains, sends and closes.
 """
 
@@ -25,7 +30,8 @@ cdef enum:
 
 cdef extern from *:
     """
-    /* 1 = may be in a header's name (RFC 9113 8.2.1: a token without upper case), 2 = may not be in its value. */
+    /* 1 = may be in a header's name (RFC 9113 8.2.1: a token without upper case),
+       2 = may not be in its value. */
     static const unsigned char quorate_header_bytes[256] = {
         2,2,2,2,2,2,2,2,2,0,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,
         0,1,0,1,1,1,1,1,0,0,1,1,0,1,1,0,1,1,1,1,1,1,1,1,1,1,0,0,0,0,0,0,
@@ -53,8 +59,11 @@ cdef int64_t PING_WITHOUT_STREAMS = 2 * 3600 * SECOND
 
 
 cdef bint http2_open(
-        Http2 *connection, const Http2Config *config, const Handler *handler, void *owner, int64_t now) noexcept nogil:
-    """Begin the connection and queue our SETTINGS; False without memory. The preface is still to be fed."""
+        Http2 *connection, const Http2Config *config, const Handler *handler, void *owner,
+        int64_t now) noexcept nogil:
+    """Begin the connection and queue our SETTINGS; False without memory. The preface is still to be
+    fed.
+    """
     cdef nghttp2_settings_entry entries[4]
     connection.handler = handler
     connection.config = config
@@ -85,7 +94,8 @@ cdef void http2_close(Http2 *connection) noexcept nogil:
         connection.session = NULL
 
 
-cdef void http2_feed(Http2 *connection, const uint8_t *data, size_t size, int64_t now) noexcept nogil:
+cdef void http2_feed(
+        Http2 *connection, const uint8_t *data, size_t size, int64_t now) noexcept nogil:
     """Take in what the client sent; `closing` says afterwards whether the connection is over."""
     if connection.closing or connection.session == NULL:
         return
@@ -101,7 +111,9 @@ cdef void http2_feed(Http2 *connection, const uint8_t *data, size_t size, int64_
 
 
 cdef size_t http2_drain(Http2 *connection, uint8_t *out, size_t room) noexcept nogil:
-    """Write what is to be sent, whole frames only, while FRAME_ROOM is left; answers how much was written."""
+    """Write what is to be sent, whole frames only, while FRAME_ROOM is left; answers how much was
+    written.
+    """
     cdef size_t used = 0
     cdef const uint8_t *data
     cdef ssize_t size
@@ -134,8 +146,11 @@ cdef size_t http2_queued(Http2 *connection) noexcept nogil:
 
 
 cdef void http2_reply(
-        Http2 *connection, int32_t stream_id, void *stream, const nghttp2_nv *pairs, size_t count) noexcept nogil:
-    """Begin a reply; its body is what `handler.read` gives, then come `handler.trailers`. Pairs flagged so are not copied."""
+        Http2 *connection, int32_t stream_id, void *stream, const nghttp2_nv *pairs,
+        size_t count) noexcept nogil:
+    """Begin a reply; its body is what `handler.read` gives, then come `handler.trailers`. Pairs
+    flagged so are not copied.
+    """
     cdef nghttp2_data_provider provider
     provider.source.ptr = stream
     provider.read_callback = <nghttp2_data_source_read_callback>_on_read
@@ -183,7 +198,8 @@ cdef void http2_refuse(Http2 *connection, uint32_t error, const char *reason) no
     if connection.closing or connection.session == NULL:
         return
     nghttp2_submit_goaway(
-        connection.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(connection.session),
+        connection.session, NGHTTP2_FLAG_NONE,
+        nghttp2_session_get_last_proc_stream_id(connection.session),
         error, <const uint8_t *>reason, strlen(reason))
     connection.closing = True
 
@@ -193,7 +209,8 @@ cdef void http2_shut_down(Http2 *connection) noexcept nogil:
     if connection.draining or connection.closing or connection.session == NULL:
         return
     nghttp2_submit_goaway(
-        connection.session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(connection.session),
+        connection.session, NGHTTP2_FLAG_NONE,
+        nghttp2_session_get_last_proc_stream_id(connection.session),
         NGHTTP2_NO_ERROR, NULL, 0)
     connection.draining = True
 
@@ -243,8 +260,8 @@ cdef int _on_begin_headers(
 
 
 cdef int _on_header(
-        nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name, nghttp2_rcbuf *value,
-        uint8_t flags, Http2 *connection) noexcept nogil:
+        nghttp2_session *session, const nghttp2_frame *frame, nghttp2_rcbuf *name,
+        nghttp2_rcbuf *value, uint8_t flags, Http2 *connection) noexcept nogil:
     cdef nghttp2_vec n = nghttp2_rcbuf_get_buf(name)
     cdef nghttp2_vec v = nghttp2_rcbuf_get_buf(value)
     connection.header_bytes += <uint32_t>(n.len + v.len + 32)
@@ -261,7 +278,8 @@ cdef int _on_header(
 
 
 cdef bint _is_well_formed(
-        Http2 *connection, const uint8_t *name, size_t name_size, const uint8_t *value, size_t size) noexcept nogil:
+        Http2 *connection, const uint8_t *name, size_t name_size, const uint8_t *value,
+        size_t size) noexcept nogil:
     """What Go's HTTP/2 and grpc-go let pass (RFC 9113 8.2.1 and 8.3; gRPC A41 for `connection`)."""
     cdef size_t i
     cdef uint32_t bit
@@ -307,8 +325,8 @@ cdef void *_stream_of(Http2 *connection, int32_t stream_id) noexcept nogil:
 
 
 cdef int _on_data(
-        nghttp2_session *session, uint8_t flags, int32_t stream_id, const uint8_t *data, size_t size,
-        Http2 *connection) noexcept nogil:
+        nghttp2_session *session, uint8_t flags, int32_t stream_id, const uint8_t *data,
+        size_t size, Http2 *connection) noexcept nogil:
     cdef void *stream = _stream_of(connection, stream_id)
     connection.idle_frames = 0
     connection.consumed += size
@@ -352,8 +370,11 @@ cdef void _on_headers_end(Http2 *connection, const nghttp2_frame *frame) noexcep
 
 cdef void _on_ping(Http2 *connection) noexcept nogil:
     """Judge a client's ping as grpc-go does; nghttp2 has answered it."""
-    cdef int64_t pause = connection.config.keepalive_min if connection.streams else PING_WITHOUT_STREAMS
-    cdef bint is_early = connection.last_ping != 0 and connection.now < connection.last_ping + pause
+    cdef int64_t pause = connection.config.keepalive_min
+    cdef bint is_early
+    if connection.streams == 0:
+        pause = PING_WITHOUT_STREAMS
+    is_early = connection.last_ping != 0 and connection.now < connection.last_ping + pause
     connection.last_ping = connection.now
     if connection.ping_forgiven:
         connection.ping_forgiven = False
@@ -372,14 +393,16 @@ cdef int _on_frame_sent(
         connection.idle_frames = 0
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM and not nghttp2_session_get_stream_remote_close(
                 session, frame.hd.stream_id):
-            # The client has its answer and need not finish its side (RFC 9113 8.1). Not before the answer is out: nghttp2
+            # The client has its answer and need not finish its side (RFC 9113 8.1). Not before the
+            # answer is out: nghttp2
             # would drop it for the reset.
             http2_reset(connection, frame.hd.stream_id, NGHTTP2_NO_ERROR)
     return 0
 
 
 cdef int _on_stream_close(
-        nghttp2_session *session, int32_t stream_id, uint32_t error, Http2 *connection) noexcept nogil:
+        nghttp2_session *session, int32_t stream_id, uint32_t error,
+        Http2 *connection) noexcept nogil:
     cdef void *stream = _stream_of(connection, stream_id)
     connection.stream_id = 0
     connection.stream = NULL
@@ -413,10 +436,12 @@ cdef int _prepare() except -1:
         callbacks, <nghttp2_on_begin_frame_callback>_on_begin_frame)
     nghttp2_session_callbacks_set_on_begin_headers_callback(
         callbacks, <nghttp2_on_begin_headers_callback>_on_begin_headers)
-    nghttp2_session_callbacks_set_on_header_callback2(callbacks, <nghttp2_on_header_callback2>_on_header)
+    nghttp2_session_callbacks_set_on_header_callback2(
+        callbacks, <nghttp2_on_header_callback2>_on_header)
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
         callbacks, <nghttp2_on_data_chunk_recv_callback>_on_data)
-    nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, <nghttp2_on_frame_recv_callback>_on_frame)
+    nghttp2_session_callbacks_set_on_frame_recv_callback(
+        callbacks, <nghttp2_on_frame_recv_callback>_on_frame)
     nghttp2_session_callbacks_set_on_frame_send_callback(
         callbacks, <nghttp2_on_frame_send_callback>_on_frame_sent)
     nghttp2_session_callbacks_set_on_stream_close_callback(
@@ -427,7 +452,8 @@ cdef int _prepare() except -1:
     nghttp2_option_set_max_outbound_ack(options, limits.ACKNOWLEDGEMENTS_MAX)
     nghttp2_option_set_max_settings(options, limits.SETTINGS_ENTRIES_MAX)
     nghttp2_option_set_max_continuations(options, limits.CONTINUATIONS_MAX)
-    nghttp2_option_set_stream_reset_rate_limit(options, limits.RESETS_BURST, limits.RESETS_PER_SECOND)
+    nghttp2_option_set_stream_reset_rate_limit(
+        options, limits.RESETS_BURST, limits.RESETS_PER_SECOND)
     return 0
 
 

@@ -22,18 +22,24 @@ cdef enum:
 cdef KvRequest scratch      # of this process's one pump
 
 
-cdef uint16_t check(uint32_t method, const uint8_t *data, size_t size, const CheckLimits *limits) noexcept nogil:
-    """The ErrorId that a KV request deserves before anything is looked up, ERROR_NONE to pass it on.
+cdef uint16_t check(
+        uint32_t method, const uint8_t *data, size_t size,
+        const CheckLimits *limits) noexcept nogil:
+    """The ErrorId that a KV request deserves before anything is looked up, ERROR_NONE to pass it
+    on.
 
     Without memory for the check the request is passed on: the core decides.
     """
     cdef uint16_t error = _check(method, data, size, limits)
-    if scratch.ops.capacity + scratch.frames.capacity + scratch.compares.capacity > SCRATCH_BYTES_MAX:
+    if (scratch.ops.capacity + scratch.frames.capacity + scratch.compares.capacity
+            > SCRATCH_BYTES_MAX):
         request_free(&scratch)
     return error
 
 
-cdef uint16_t _check(uint32_t method, const uint8_t *data, size_t size, const CheckLimits *limits) except? 0xffff nogil:
+cdef uint16_t _check(
+        uint32_t method, const uint8_t *data, size_t size,
+        const CheckLimits *limits) except? 0xffff nogil:
     cdef uint16_t error = decode_request(&scratch, method, data, size)
     if not error:
         error = check_request(&scratch, method, limits.txn_ops_max)
@@ -52,7 +58,9 @@ cdef bint _is_proposal(uint32_t method) noexcept nogil:
     return method == METHOD_PUT or method == METHOD_DELETE_RANGE or method == METHOD_COMPACT
 
 
-def judge(uint32_t method, const uint8_t[::1] message, uint32_t txn_ops_max=128, size_t request_bytes_max=1572864):
+def judge(
+        uint32_t method, const uint8_t[::1] message, uint32_t txn_ops_max=128,
+        size_t request_bytes_max=1572864):
     """`check` for tests: the id of the error that a message gets, 0 = none."""
     cdef CheckLimits limits
     limits.txn_ops_max = txn_ops_max

@@ -2,7 +2,8 @@
 
 Rules:
 1. Nothing here knows a stream or a call; everything but `unpack` needs no GIL.
-2. Name/value pairs made here point into their caller's memory, which must outlive their use: nghttp2 does not copy them.
+2. Name/value pairs made here point into their caller's memory, which must outlive their use:
+   nghttp2 does not copy them.
 3. Packed metadata is, per pair: u32 size of the name, u32 size of the value, name, value.
 """
 
@@ -18,7 +19,8 @@ cdef const char **NUMBERS = [
 
 
 cdef bint parse_timeout(const uint8_t *text, size_t size, int64_t *nanoseconds) noexcept nogil:
-    """`grpc-timeout` in nanoseconds, held to what 63 bits take; False when grpc-go would refuse it."""
+    """`grpc-timeout` in nanoseconds, held to what 63 bits take; False when grpc-go would refuse it.
+    """
     cdef int64_t unit, number = 0
     cdef size_t i
     if size < 2 or size > 9:
@@ -66,7 +68,8 @@ cdef uint32_t encoding_of(const uint8_t *value, size_t size) noexcept nogil:
 
 
 cdef void set_pair(
-        nghttp2_nv *pair, const char *name, size_t name_size, const void *value, size_t size) noexcept nogil:
+        nghttp2_nv *pair, const char *name, size_t name_size, const void *value,
+        size_t size) noexcept nogil:
     """Fill a pair that nghttp2 is not to copy."""
     pair.name = <uint8_t *>name
     pair.namelen = name_size
@@ -81,7 +84,8 @@ cdef const char *number_text(uint32_t number) noexcept nogil:
 
 
 cdef void pack(
-        Buffer *buffer, const uint8_t *name, size_t name_size, const uint8_t *value, size_t size) noexcept nogil:
+        Buffer *buffer, const uint8_t *name, size_t name_size, const uint8_t *value,
+        size_t size) noexcept nogil:
     """Append one pair."""
     cdef uint32_t[2] sizes
     sizes[0] = <uint32_t>name_size
@@ -99,7 +103,9 @@ cdef size_t unpack_pairs(const Buffer *buffer, nghttp2_nv *pairs, size_t at_most
         name_size = load_le32(buffer.data + at)
         size = load_le32(buffer.data + at + 4)
         at += 8
-        set_pair(&pairs[count], <const char *>buffer.data + at, name_size, buffer.data + at + name_size, size)
+        set_pair(
+            &pairs[count], <const char *>buffer.data + at, name_size,
+            buffer.data + at + name_size, size)
         at += name_size + size
         count += 1
     return count
@@ -114,8 +120,8 @@ cdef list unpack(const Buffer *buffer):
         name_size = load_le32(buffer.data + at)
         size = load_le32(buffer.data + at + 4)
         at += 8
-        name = buffer.data[at:at + name_size]
-        value = buffer.data[at + name_size:at + name_size + size]
-        result.append((name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape")))
-        at += name_size + size
+        name = buffer.data[at:at + name_size].decode("utf-8", "surrogateescape")
+        at += name_size
+        result.append((name, buffer.data[at:at + size].decode("utf-8", "surrogateescape")))
+        at += size
     return result

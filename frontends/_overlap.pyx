@@ -1,12 +1,14 @@
 """The rule that one Txn writes a key at most once (etcd: checkIntervals in api/v3rpc/key.go).
 
 Rules, for each list of operations, nested ones from the inside out:
-1. No two of its puts, nested ones included, are to one key; but the two branches of one nested Txn may overlap one another,
-   for only one of them runs.
-2. No put is to a key that the list itself deletes, nor a nested put to one that an earlier nested Txn deletes, nor an own put
-   to one that any nested Txn deletes. A nested delete after a nested put is allowed, because etcd allows it.
-3. A range whose end is not after its begin covers nothing. "\\0" as range end (from-key) is such a range here: etcd's
-   check does not see it, and clients rely on a put after a from-key delete; apply copes with what it lets through.
+1. No two of its puts, nested ones included, are to one key; but the two branches of one nested Txn
+   may overlap one another, for only one of them runs.
+2. No put is to a key that the list itself deletes, nor a nested put to one that an earlier nested
+   Txn deletes, nor an own put to one that any nested Txn deletes. A nested delete after a nested
+   put is allowed, because etcd allows it.
+3. A range whose end is not after its begin covers nothing. "\\0" as range end (from-key) is such a
+   range here: etcd's check does not see it, and clients rely on a put after a from-key delete;
+   apply copes with what it lets through.
 
 A list of n writes costs O(n log n); writes nested d deep are sorted d times.
 """
@@ -22,7 +24,8 @@ from quorate.core._request cimport KvRequest, NO_INDEX, OP_DELETE_RANGE, OP_PUT,
 
 
 cdef struct Deleted:
-    # The deleted keys [begin, end), or `begin` alone where `is_point`; `reach` is the farthest end up to here, once sorted.
+    # The deleted keys [begin, end), or `begin` alone where `is_point`; `reach` is the farthest end
+    # up to here, once sorted.
     Span begin
     Span end
     bint is_point
@@ -57,7 +60,9 @@ cdef uint16_t check_overlap(KvRequest *request) except? 0xffff nogil:
 
 
 cdef uint16_t _walk(KvRequest *request, Writes *writes, int32_t first) except? 0xffff nogil:
-    """One list; its writes are left on the stacks, sorted. Nesting was bounded by the budget of operations."""
+    """One list; its writes are left on the stacks, sorted. Nesting was bounded by the budget of
+    operations.
+    """
     cdef size_t puts = writes.puts.size
     cdef size_t deletes = writes.deletes.size
     cdef size_t own
@@ -92,7 +97,8 @@ cdef uint16_t _walk(KvRequest *request, Writes *writes, int32_t first) except? 0
     return ERROR_DUPLICATE_KEY if _sort_puts(writes, puts, False) else ERROR_NONE
 
 
-cdef uint16_t _walk_nested(KvRequest *request, Writes *writes, Op *txn, size_t level_deletes) except? 0xffff nogil:
+cdef uint16_t _walk_nested(
+        KvRequest *request, Writes *writes, Op *txn, size_t level_deletes) except? 0xffff nogil:
     cdef size_t puts = writes.puts.size
     cdef size_t deletes = writes.deletes.size
     cdef uint16_t error = _walk(request, writes, txn.success.first)
@@ -138,10 +144,13 @@ cdef void _sort_deletes(Writes *writes, size_t base) noexcept nogil:
 
 
 cdef bint _any_deleted(Writes *writes, size_t puts, size_t begin, size_t end) noexcept nogil:
-    """Whether a put above `puts` is to a key that a delete of [begin, end) of the sorted stack covers."""
+    """Whether a put above `puts` is to a key that a delete of [begin, end) of the sorted stack
+    covers.
+    """
     cdef Deleted *deleted = <Deleted *>(writes.deletes.data + begin)
     cdef size_t count = (end - begin) // sizeof(Deleted)
     cdef size_t low, high, middle
+    cdef Deleted *before
     cdef Span *put = <Span *>(writes.puts.data + puts)
     cdef Span *last = <Span *>(writes.puts.data + writes.puts.size)
     if count == 0:
@@ -155,14 +164,18 @@ cdef bint _any_deleted(Writes *writes, size_t puts, size_t begin, size_t end) no
                 low = middle + 1
             else:
                 high = middle
-        if low and _compare_ends(put, False, &deleted[low - 1].reach, deleted[low - 1].reach_is_point) < 0:
-            return True
+        if low:
+            before = &deleted[low - 1]
+            if _compare_ends(put, False, &before.reach, before.reach_is_point) < 0:
+                return True
         put += 1
     return False
 
 
 cdef bint _sort_puts(Writes *writes, size_t base, bint merge) noexcept nogil:
-    """Sort the puts above `base`; with `merge` drop what is there twice, else say whether anything is."""
+    """Sort the puts above `base`; with `merge` drop what is there twice, else say whether anything
+    is.
+    """
     cdef Span *puts = <Span *>(writes.puts.data + base)
     cdef size_t count = (writes.puts.size - base) // sizeof(Span)
     cdef size_t kept = 1
@@ -193,7 +206,8 @@ cdef int _compare_deletes(const void *left, const void *right) noexcept nogil:
     return _compare_spans(&(<const Deleted *>left).begin, &(<const Deleted *>right).begin)
 
 
-cdef int _compare_ends(const Span *a, bint a_is_point, const Span *b, bint b_is_point) noexcept nogil:
+cdef int _compare_ends(
+        const Span *a, bint a_is_point, const Span *b, bint b_is_point) noexcept nogil:
     """Compare two range ends; that of a point is its key with a zero byte after it."""
     cdef int order = _compare_spans(a, b)
     if order == 0:

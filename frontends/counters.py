@@ -43,6 +43,7 @@ NAMED: tuple[str, ...] = (
     ),
 )
 COUNT = len(METHODS) * METHOD_FIELDS + len(NAMED)
+assert METHOD_FIELDS == 20, METHOD_FIELDS  # as in frontends/_grpc.pxd
 assert COUNT <= WORKER_COUNTERS_MAX, f"{COUNT} counters do not fit {WORKER_COUNTERS_MAX}"
 
 

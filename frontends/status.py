@@ -1,8 +1,9 @@
-"""What a gRPC status looks like on the wire: error id -> code and etcd's text, and Go's way of quoting.
+"""What a gRPC status looks like on the wire: error id -> code and etcd's text; Go's quoting.
 
 Rules:
 1. `core.errors` alone knows codes and texts; this is their form in a trailer.
-2. `grpc-message` is percent-encoded as grpc-go does it: everything but printable ASCII, and `%` itself.
+2. `grpc-message` is percent-encoded as grpc-go does it: everything but printable ASCII, and `%`
+   itself.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def encode(text: str) -> bytes:
 
 
 def quote(value: bytes) -> str:
-    """The value as Go's `%q` prints it: printable characters stay, invalid UTF-8 becomes \\x escapes."""
+    """The value as Go's `%q` prints it: printable characters stay, invalid UTF-8 becomes \\x
+    escapes.
+    """
     return '"' + "".join(map(_quote_character, value.decode("utf-8", "surrogateescape"))) + '"'
 
 
@@ -85,7 +88,9 @@ def path_text(value: bytes) -> str:
 
 
 def inflate(message: bytes, bytes_max: int) -> bytes:
-    """The message out of its gzip form. Raises ValueError with Go's text, OverflowError when it is too large."""
+    """The message out of its gzip form. Raises ValueError with Go's text, OverflowError when it is
+    too large.
+    """
     if not message:
         raise ValueError("EOF")
     if len(message) < 10:

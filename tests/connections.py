@@ -17,13 +17,23 @@ import hyperframe.frame as frames
 
 from quorate.core._ring import Ring
 from quorate.frontends._grpc import Connection, Grpc
-from tests.http2 import CONTINUATION, DATA, HEADERS, PREFACE, SETTINGS, Headers, block, frame, grpc_headers
+from tests.http2 import (
+    CONTINUATION,
+    DATA,
+    HEADERS,
+    PREFACE,
+    SETTINGS,
+    Headers,
+    block,
+    frame,
+    grpc_headers,
+)
 
 PUT = "/etcdserverpb.KV/Put"
 RANGE = "/etcdserverpb.KV/Range"
 SECOND = 1_000_000_000
 END_STREAM, END_HEADERS = 1, 4
-WHOLE = 7
+FIRST, LAST, END, WHOLE = 1, 2, 4, 7
 PUT_REQUEST = b"\x0a\x01k\x12\x01v"
 RING_BYTES = 4 * 1024 * 1024
 
@@ -148,7 +158,12 @@ class Core:
         return result
 
     def reply(
-        self, request_id: int, payload: bytes = b"", flags: int = WHOLE, error: int = 0, extra: int | None = None
+        self,
+        request_id: int,
+        payload: bytes = b"",
+        flags: int = WHOLE,
+        error: int = 0,
+        extra: int | None = None,
     ) -> bool:
         """Give one reply record."""
         size = len(payload) if extra is None else extra

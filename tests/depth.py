@@ -1,6 +1,7 @@
 """How deep the randomised and destructive tests go: `QUORATE_DEPTH`.
 
-Unset: the everyday depth, for a run of minutes. A number multiplies it, up to the deep figure. `deep` takes the deep figure.
+Unset: the everyday depth, for a run of minutes. A number multiplies it, up to the deep figure.
+`deep` takes the deep figure.
 """
 
 from __future__ import annotations

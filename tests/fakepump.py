@@ -95,6 +95,7 @@ class FakePump:
         self.canceled: list[int] = []
         self.events: list[tuple[Any, ...]] = []
         self.turns = 0
+        self.before_turn: Callable[[], object] = int
         self.waiting = 0
         self.accepting = False
         self.drained = False
@@ -112,6 +113,7 @@ class FakePump:
 
     def turn(self, linger: float) -> Iterable[tuple[Any, ...]]:
         self.turns += 1
+        self.before_turn()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
         events, self.events = self.events, []

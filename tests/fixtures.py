@@ -1,6 +1,8 @@
-"""Fixtures of the suites that speak to a server over the wire; the conftest of each such folder imports them.
+"""Fixtures of the suites that speak to a server over the wire; the conftest of each such folder
+imports them.
 
-`QUORATE_AGAINST=/path/to/etcd` runs the suites against that etcd instead of quorate: that is how they themselves are tested.
+`QUORATE_AGAINST=/path/to/etcd` runs the suites against that etcd instead of quorate: that is how
+they themselves are tested.
 """
 
 from __future__ import annotations

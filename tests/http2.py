@@ -1,9 +1,10 @@
-"""A raw HTTP/2 client for calls that no gRPC library would make: h2 for what is right, hyperframe for what is not.
+"""A raw HTTP/2 client for calls that no gRPC library would make: h2 for what is right, hyperframe
+for what is not.
 
 Rules:
 1. Headers go out as they are given, in any case and order, checked by nobody.
-2. `Raw` never answers by itself for the caller's streams: it acknowledges SETTINGS and PING, and gives window back only while
-   `credit` is true.
+2. `Raw` never answers by itself for the caller's streams: it acknowledges SETTINGS and PING, and
+   gives window back only while `credit` is true.
 3. Every wait has an end: a server that stays silent gives an `Answer` whose `end` is `nothing`.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 from urllib.parse import unquote
 
 import h2.config
@@ -38,13 +40,17 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 def block(headers: Headers) -> bytes:
     """A header block that no dynamic table is needed for."""
-    pairs = [(name.encode(), value if isinstance(value, bytes) else value.encode(), True)
-             for name, value in headers]
+    pairs = [
+        (name.encode(), value if isinstance(value, bytes) else value.encode(), True)
+        for name, value in headers
+    ]
     return bytes(Encoder().encode(pairs, huffman=False))
 
 
 def grpc_headers(path: str, **replace: str | bytes | None) -> Headers:
-    """The headers of a gRPC request; `replace` changes one (`content_type=…`) or, with None, leaves it out."""
+    """The headers of a gRPC request; `replace` changes one (`content_type=…`) or, with None,
+    leaves it out.
+    """
     headers: dict[str, str | bytes | None] = {
         ":method": "POST",
         ":scheme": "http",
@@ -66,7 +72,9 @@ def prefixed(message: bytes, *, flag: int = 0, length: int | None = None) -> byt
 
 @dataclass
 class Answer:
-    """What came back on one stream; `end` is `stream ended`, `RST_STREAM n`, `GOAWAY n`, `closed` or `nothing`."""
+    """What came back on one stream; `end` is `stream ended`, `RST_STREAM n`, `GOAWAY n`,
+    `closed` or `nothing`.
+    """
 
     headers: dict[str, str] = field(default_factory=dict)
     data: bytes = b""
@@ -105,7 +113,7 @@ class Raw:
         self.h2.initiate_connection()
         self.flush()
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -192,7 +200,9 @@ class Raw:
                 break
         return self.answers[stream]
 
-    def ask(self, headers: Headers, data: bytes = b"", *, seconds: float = ANSWER_SECONDS) -> Answer:
+    def ask(
+        self, headers: Headers, data: bytes = b"", *, seconds: float = ANSWER_SECONDS
+    ) -> Answer:
         """A request with headers and a body, and its answer."""
         stream = self.open(headers)
         self.body(stream, data)
@@ -226,8 +236,8 @@ class Raw:
         elif isinstance(event, h2.events.StreamEnded):
             self._ended("stream ended", [event.stream_id])
         elif isinstance(event, h2.events.StreamReset):
-            self._ended(f"RST_STREAM {int(event.error_code)}", [event.stream_id])
+            self._ended(f"RST_STREAM {int(event.error_code or 0)}", [event.stream_id])
         elif isinstance(event, h2.events.ConnectionTerminated):
-            self.goaway = int(event.error_code)
+            self.goaway = int(event.error_code or 0)
             late = [stream for stream in self.answers if stream > (event.last_stream_id or 0)]
             self._ended(f"GOAWAY {self.goaway}", late)

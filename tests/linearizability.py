@@ -1,13 +1,15 @@
 """Is a recorded concurrent history linearizable? Porcupine's algorithm, key by key.
 
-The search is that of Wing and Gong with Lowe's memory of visited states: walk the calls and returns in time; linearize any operation
-that has been called, if the model lets it have the answer that it had; go back when a return is met that can't be. Two
-positions with the same set of linearized operations and the same state need to be searched only once. Keys are independent of each
-other (an operation touches one key), so each key's history is searched by itself.
+The search is that of Wing and Gong with Lowe's memory of visited states: walk the calls and returns
+in time; linearize any operation that has been called, if the model lets it have the answer that it
+had; go back when a return is met that can't be. Two positions with the same set of linearized
+operations and the same state need to be searched only once. Keys are independent of each other (an
+operation touches one key), so each key's history is searched by itself.
 
 Rules of a history:
-1. `called < returned` in one clock. An operation whose outcome is not known (a timeout, a broken connection) has `returned`
-   infinite and `answer` None: it may have happened at any time after its call, or never.
+1. `called < returned` in one clock. An operation whose outcome is not known (a timeout, a broken
+   connection) has `returned` infinite and `answer` None: it may have happened at any time after its
+   call, or never.
 2. Values written are all different, so that a read names the write it saw.
 
 `ordered` checks what the per-key search can't see: revisions over all keys, in real time.
@@ -21,12 +23,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 UNKNOWN = -1
-# Positions to search before giving up on one key: far more than any sound history of the suites needs.
+# Positions to search before giving up on one key: far more than any sound history of the suites
+# needs.
 SEARCH_MAX = 2_000_000
 
 
 class State(NamedTuple):
-    """What a key holds; `revision` and `version` may be UNKNOWN after a write whose answer is not known."""
+    """What a key holds; `revision` and `version` may be UNKNOWN after a write whose answer is
+    not known.
+    """
 
     value: bytes | None = None
     revision: int = 0
@@ -36,7 +41,8 @@ class State(NamedTuple):
 class Answer(NamedTuple):
     """What the server said: of a read what it saw, of a write its revision.
 
-    `deleted` is for a delete, `succeeded` for a swap; `revision` is the header's for a write, the pair's for a read.
+    `deleted` is for a delete, `succeeded` for a swap; `revision` is the header's for a write, the
+    pair's for a read.
     """
 
     value: bytes | None = None
@@ -47,7 +53,9 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """One call by one client: `kind` is get, put, delete or swap (put if the value is `expected`)."""
+    """One call by one client: `kind` is get, put, delete or swap (put if the value is
+    `expected`).
+    """
 
     kind: str
     key: bytes
@@ -132,7 +140,9 @@ class _Entry:
 
 
 def _entries(operations: list[Operation]) -> _Entry:
-    """The head of a list of all calls and returns in time; a return before a call of the same moment."""
+    """The head of a list of all calls and returns in time; a return before a call of the same
+    moment.
+    """
     events: list[tuple[float, int, _Entry]] = []
     for number, operation in enumerate(operations):
         call, back = _Entry(number, operation), _Entry(number, operation)
@@ -146,7 +156,9 @@ def _entries(operations: list[Operation]) -> _Entry:
 
 
 def check_key(operations: list[Operation]) -> bool:
-    """Whether one key's history is linearizable. Raises AssertionError if that takes too long to find out."""
+    """Whether one key's history is linearizable. Raises AssertionError if that takes too long to
+    find out.
+    """
     head = _entries(operations)
     state, placed, searched = State(), 0, 0
     visited: set[tuple[int, State]] = set()
@@ -190,7 +202,8 @@ def check(history: list[Operation]) -> list[bytes]:
 
 
 def ordered(writes: list[tuple[float, float, int]]) -> bool:
-    """Whether revisions of acknowledged writes (called, returned, revision) are distinct and follow real time.
+    """Whether revisions of acknowledged writes (called, returned, revision) are distinct and follow
+    real time.
 
     A write that returned before another was called has the lower revision.
     """

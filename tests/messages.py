@@ -1,10 +1,12 @@
 """etcd's messages as plain dicts: a table of fields and a small protobuf encoder and decoder.
 
 Rules:
-1. It shares no code with the server: a test must not agree with the server because both use one wrong table.
-2. `encode` writes exactly the fields that the dict has, zeros too; `decode` leaves out zero scalars, save in a oneof (`?`),
-   so that two equal messages give equal dicts.
-3. `decode` raises ValueError on anything it does not know: a reply with an unknown field is a finding.
+1. It shares no code with the server: a test must not agree with the server because both use one \
+wrong table.
+2. `encode` writes exactly the fields that the dict has, zeros too; `decode` leaves out zero
+   scalars, save in a oneof (`?`), so that two equal messages give equal dicts.
+3. `decode` raises ValueError on anything it does not know: a reply with an unknown field is a \
+finding.
 
 A field of the table is `name:number:kind`; `*` before the kind means repeated.
 """
@@ -20,22 +22,28 @@ VARINT_KINDS = {"i64", "u64", "u32", "enum", "bool"}
 
 TABLE = """
 ResponseHeader cluster_id:1:u64 member_id:2:u64 revision:3:i64 raft_term:4:u64
-KeyValue key:1:bytes create_revision:2:i64 mod_revision:3:i64 version:4:i64 value:5:bytes lease:6:i64
+KeyValue key:1:bytes create_revision:2:i64 mod_revision:3:i64 version:4:i64 value:5:bytes \
+lease:6:i64
 Event type:1:enum kv:2:KeyValue prev_kv:3:KeyValue
-RangeRequest key:1:bytes range_end:2:bytes limit:3:i64 revision:4:i64 sort_order:5:enum sort_target:6:enum \
-serializable:7:bool keys_only:8:bool count_only:9:bool min_mod_revision:10:i64 max_mod_revision:11:i64 \
+RangeRequest key:1:bytes range_end:2:bytes limit:3:i64 revision:4:i64 sort_order:5:enum \
+sort_target:6:enum \
+serializable:7:bool keys_only:8:bool count_only:9:bool min_mod_revision:10:i64 \
+max_mod_revision:11:i64 \
 min_create_revision:12:i64 max_create_revision:13:i64
 RangeResponse header:1:ResponseHeader kvs:2:*KeyValue more:3:bool count:4:i64
 RangeStreamResponse range_response:1:RangeResponse
-PutRequest key:1:bytes value:2:bytes lease:3:i64 prev_kv:4:bool ignore_value:5:bool ignore_lease:6:bool
+PutRequest key:1:bytes value:2:bytes lease:3:i64 prev_kv:4:bool ignore_value:5:bool \
+ignore_lease:6:bool
 PutResponse header:1:ResponseHeader prev_kv:2:KeyValue
 DeleteRangeRequest key:1:bytes range_end:2:bytes prev_kv:3:bool
 DeleteRangeResponse header:1:ResponseHeader deleted:2:i64 prev_kvs:3:*KeyValue
-RequestOp request_range:1:RangeRequest request_put:2:PutRequest request_delete_range:3:DeleteRangeRequest \
+RequestOp request_range:1:RangeRequest request_put:2:PutRequest \
+request_delete_range:3:DeleteRangeRequest \
 request_txn:4:TxnRequest
 ResponseOp response_range:1:RangeResponse response_put:2:PutResponse \
 response_delete_range:3:DeleteRangeResponse response_txn:4:TxnResponse
-Compare result:1:enum target:2:enum key:3:bytes version:4:i64? create_revision:5:i64? mod_revision:6:i64? \
+Compare result:1:enum target:2:enum key:3:bytes version:4:i64? create_revision:5:i64? \
+mod_revision:6:i64? \
 value:7:bytes? lease:8:i64? range_end:64:bytes
 TxnRequest compare:1:*Compare success:2:*RequestOp failure:3:*RequestOp
 TxnResponse header:1:ResponseHeader succeeded:2:bool responses:3:*ResponseOp
@@ -49,11 +57,13 @@ SnapshotRequest
 SnapshotResponse header:1:ResponseHeader remaining_bytes:2:u64 blob:3:bytes version:4:string
 WatchRequest create_request:1:WatchCreateRequest cancel_request:2:WatchCancelRequest \
 progress_request:3:WatchProgressRequest
-WatchCreateRequest key:1:bytes range_end:2:bytes start_revision:3:i64 progress_notify:4:bool filters:5:*enum \
+WatchCreateRequest key:1:bytes range_end:2:bytes start_revision:3:i64 progress_notify:4:bool \
+filters:5:*enum \
 prev_kv:6:bool watch_id:7:i64 fragment:8:bool
 WatchCancelRequest watch_id:1:i64
 WatchProgressRequest
-WatchResponse header:1:ResponseHeader watch_id:2:i64 created:3:bool canceled:4:bool compact_revision:5:i64 \
+WatchResponse header:1:ResponseHeader watch_id:2:i64 created:3:bool canceled:4:bool \
+compact_revision:5:i64 \
 cancel_reason:6:string fragment:7:bool events:11:*Event
 LeaseGrantRequest TTL:1:i64 ID:2:i64
 LeaseGrantResponse header:1:ResponseHeader ID:2:i64 TTL:3:i64 error:4:string
@@ -79,8 +89,10 @@ AlarmMember memberID:1:u64 alarm:2:enum
 AlarmResponse header:1:ResponseHeader alarms:2:*AlarmMember
 StatusRequest
 DowngradeInfo enabled:1:bool targetVersion:2:string
-StatusResponse header:1:ResponseHeader version:2:string dbSize:3:i64 leader:4:u64 raftIndex:5:u64 raftTerm:6:u64 \
-raftAppliedIndex:7:u64 errors:8:*string dbSizeInUse:9:i64 isLearner:10:bool storageVersion:11:string \
+StatusResponse header:1:ResponseHeader version:2:string dbSize:3:i64 leader:4:u64 raftIndex:5:u64 \
+raftTerm:6:u64 \
+raftAppliedIndex:7:u64 errors:8:*string dbSizeInUse:9:i64 isLearner:10:bool \
+storageVersion:11:string \
 dbSizeQuota:12:i64 downgradeInfo:13:DowngradeInfo
 DefragmentRequest
 MoveLeaderRequest targetID:1:u64
@@ -153,32 +165,43 @@ _BY_NUMBER = {name: {field.number: field for field in fields} for name, fields i
 
 METHOD_TABLE = """
 etcdserverpb.KV Range:RangeRequest:RangeResponse RangeStream:RangeRequest:>RangeStreamResponse \
-Put:PutRequest:PutResponse DeleteRange:DeleteRangeRequest:DeleteRangeResponse Txn:TxnRequest:TxnResponse \
+Put:PutRequest:PutResponse DeleteRange:DeleteRangeRequest:DeleteRangeResponse \
+Txn:TxnRequest:TxnResponse \
 Compact:CompactionRequest:CompactionResponse
 etcdserverpb.Watch Watch:>WatchRequest:>WatchResponse
-etcdserverpb.Lease LeaseGrant:LeaseGrantRequest:LeaseGrantResponse LeaseRevoke:LeaseRevokeRequest:LeaseRevokeResponse \
+etcdserverpb.Lease LeaseGrant:LeaseGrantRequest:LeaseGrantResponse \
+LeaseRevoke:LeaseRevokeRequest:LeaseRevokeResponse \
 LeaseKeepAlive:>LeaseKeepAliveRequest:>LeaseKeepAliveResponse \
-LeaseTimeToLive:LeaseTimeToLiveRequest:LeaseTimeToLiveResponse LeaseLeases:LeaseLeasesRequest:LeaseLeasesResponse
-etcdserverpb.Cluster MemberAdd:MemberAddRequest:MemberAddResponse MemberRemove:MemberRemoveRequest:MembersResponse \
+LeaseTimeToLive:LeaseTimeToLiveRequest:LeaseTimeToLiveResponse \
+LeaseLeases:LeaseLeasesRequest:LeaseLeasesResponse
+etcdserverpb.Cluster MemberAdd:MemberAddRequest:MemberAddResponse \
+MemberRemove:MemberRemoveRequest:MembersResponse \
 MemberUpdate:MemberUpdateRequest:MembersResponse MemberList:MemberListRequest:MembersResponse \
 MemberPromote:MemberPromoteRequest:MembersResponse
 etcdserverpb.Maintenance Alarm:AlarmRequest:AlarmResponse Status:StatusRequest:StatusResponse \
-Defragment:DefragmentRequest:HeaderResponse Hash:HashRequest:HashResponse HashKV:HashKVRequest:HashKVResponse \
+Defragment:DefragmentRequest:HeaderResponse Hash:HashRequest:HashResponse \
+HashKV:HashKVRequest:HashKVResponse \
 Snapshot:SnapshotRequest:>SnapshotResponse MoveLeader:MoveLeaderRequest:HeaderResponse \
 Downgrade:DowngradeRequest:DowngradeResponse
-etcdserverpb.Auth AuthEnable:Empty:HeaderResponse AuthDisable:Empty:HeaderResponse AuthStatus:Empty:AuthStatusResponse \
+etcdserverpb.Auth AuthEnable:Empty:HeaderResponse AuthDisable:Empty:HeaderResponse \
+AuthStatus:Empty:AuthStatusResponse \
 Authenticate:AuthenticateRequest:AuthenticateResponse UserAdd:AuthUserAddRequest:HeaderResponse \
 UserGet:AuthUserNameRequest:AuthUserGetResponse UserList:Empty:AuthListResponse \
-UserDelete:AuthUserNameRequest:HeaderResponse UserChangePassword:AuthUserChangePasswordRequest:HeaderResponse \
-UserGrantRole:AuthUserGrantRoleRequest:HeaderResponse UserRevokeRole:AuthUserRevokeRoleRequest:HeaderResponse \
+UserDelete:AuthUserNameRequest:HeaderResponse \
+UserChangePassword:AuthUserChangePasswordRequest:HeaderResponse \
+UserGrantRole:AuthUserGrantRoleRequest:HeaderResponse \
+UserRevokeRole:AuthUserRevokeRoleRequest:HeaderResponse \
 RoleAdd:AuthRoleNameRequest:HeaderResponse RoleGet:AuthRoleNameRequest:AuthRoleGetResponse \
 RoleList:Empty:AuthListResponse RoleDelete:AuthRoleNameRequest:HeaderResponse \
 RoleGrantPermission:AuthRoleGrantPermissionRequest:HeaderResponse \
 RoleRevokePermission:AuthRoleRevokePermissionRequest:HeaderResponse
 v3lockpb.Lock Lock:LockRequest:LockResponse Unlock:UnlockRequest:HeaderResponse
-v3electionpb.Election Campaign:CampaignRequest:CampaignResponse Proclaim:ProclaimRequest:HeaderResponse \
-Leader:LeaderRequest:LeaderResponse Observe:LeaderRequest:>LeaderResponse Resign:ResignRequest:HeaderResponse
-grpc.health.v1.Health Check:HealthCheckRequest:HealthCheckResponse Watch:HealthCheckRequest:>HealthCheckResponse
+v3electionpb.Election Campaign:CampaignRequest:CampaignResponse \
+Proclaim:ProclaimRequest:HeaderResponse \
+Leader:LeaderRequest:LeaderResponse Observe:LeaderRequest:>LeaderResponse \
+Resign:ResignRequest:HeaderResponse
+grpc.health.v1.Health Check:HealthCheckRequest:HealthCheckResponse \
+Watch:HealthCheckRequest:>HealthCheckResponse
 """
 
 
@@ -247,7 +270,9 @@ def encode(name: str, message: Message) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at that offset and the offset behind it. Raises ValueError when it is cut or too long."""
+    """The varint at that offset and the offset behind it. Raises ValueError when it is cut or
+    too long.
+    """
     number = shift = 0
     while True:
         if at >= len(data) or shift > 63:
@@ -300,7 +325,9 @@ def _decode_one(field: Field, data: bytes, at: int, wire: int) -> tuple[list[Any
 
 
 def decode(name: str, data: bytes) -> Message:
-    """The message of that name as a dict. Raises ValueError where it can't be read or has unknown fields."""
+    """The message of that name as a dict. Raises ValueError where it can't be read or has
+    unknown fields.
+    """
     rows = _BY_NUMBER[name]
     message: Message = {}
     at = 0

@@ -1,11 +1,12 @@
 """Starts real servers (quorate or any etcd) for black-box tests, and ends them by pid.
 
 Rules:
-1. Loopback only, on free ports below the ephemeral range: a client that reconnects while the server is down must never be given
-   the server's own port (it would connect to itself).
-2. Whatever a test starts ends with it: `Server.close` kills the process and its descendants by pid, and `atexit` does so for
-   a test run that is cut short.
-3. Readiness is `/health` answering true, not a log line: etcd 3.4 writes none. For quorate a test asks for the line, too.
+1. Loopback only, on free ports below the ephemeral range: a client that reconnects while the server
+   is down must never be given the server's own port (it would connect to itself).
+2. Whatever a test starts ends with it: `Server.close` kills the process and its descendants by pid,
+   and `atexit` does so for a test run that is cut short.
+3. Readiness is `/health` answering true, not a log line: etcd 3.4 writes none. For quorate a test
+   asks for the line, too.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def children(pid: int) -> list[int]:
 
 
 def stat(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on: state, parent, …; raises OSError for a process that is gone."""
+    """/proc/PID/stat from the state on: state, parent, …; raises OSError for a process that is
+    gone.
+    """
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

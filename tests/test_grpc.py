@@ -9,7 +9,7 @@ import pytest
 
 from quorate.core import limits
 from quorate.core.errors import BY_ID
-from quorate.frontends import _grpc
+from quorate.frontends import _calls
 from quorate.frontends._grpc import Grpc
 from quorate.frontends.status import encode, inflate, quote
 from tests.connections import (
@@ -110,7 +110,13 @@ def test_every_error_id_has_its_code_and_text(world: World) -> None:
 
 
 REFUSALS: dict[str, tuple[list[tuple[str, str | bytes]], bytes | None, str, str, str]] = {
-    "unknown service": (grpc_headers("/nope.Nope/Put"), None, "200", "12", "unknown service nope.Nope"),
+    "unknown service": (
+        grpc_headers("/nope.Nope/Put"),
+        None,
+        "200",
+        "12",
+        "unknown service nope.Nope",
+    ),
     "unknown method": (
         grpc_headers("/etcdserverpb.KV/Nope"),
         None,
@@ -214,7 +220,13 @@ REFUSALS: dict[str, tuple[list[tuple[str, str | bytes]], bytes | None, str, str,
         "2",
         "unexpected EOF",
     ),
-    "empty key": (grpc_headers(PUT), grpc_message(b""), "200", "3", "etcdserver: key is not provided"),
+    "empty key": (
+        grpc_headers(PUT),
+        grpc_message(b""),
+        "200",
+        "3",
+        "etcdserver: key is not provided",
+    ),
     "timeout unit": (
         grpc_headers(PUT, grpc_timeout="1x"),
         None,
@@ -243,7 +255,13 @@ REFUSALS: dict[str, tuple[list[tuple[str, str | bytes]], bytes | None, str, str,
         "13",
         'malformed grpc-timeout: transport: timeout string is too short: "S"',
     ),
-    "timeout 1n": (grpc_headers(PUT, grpc_timeout="1n"), None, "200", "4", "context deadline exceeded"),
+    "timeout 1n": (
+        grpc_headers(PUT, grpc_timeout="1n"),
+        None,
+        "200",
+        "4",
+        "context deadline exceeded",
+    ),
 }
 
 
@@ -317,7 +335,10 @@ def test_a_gzip_message_is_unpacked(world: World) -> None:
 def test_a_gzip_bomb_is_refused(world: World) -> None:
     packed = grpc_message(gzip.compress(bytes(64 << 20)), 1)
     answer = world.client.call(packed, grpc_headers(PUT, grpc_encoding="gzip"))
-    assert answer.status == ("8", "grpc: received message after decompression larger than max 2097152")
+    assert answer.status == (
+        "8",
+        "grpc: received message after decompression larger than max 2097152",
+    )
 
 
 def test_inflate_speaks_go() -> None:
@@ -342,7 +363,11 @@ def test_go_quoting_and_percent_encoding() -> None:
 
 def test_a_large_message_gets_its_window_back(world: World) -> None:
     value = bytes(1_500_000)
-    message = b"\x0a\x01k\x12" + bytes([0x80 | (len(value) & 127), 0x80 | (len(value) >> 7 & 127), len(value) >> 14]) + value
+    message = (
+        b"\x0a\x01k\x12"
+        + bytes([0x80 | (len(value) & 127), 0x80 | (len(value) >> 7 & 127), len(value) >> 14])
+        + value
+    )
     stream = world.client.open(grpc_headers(PUT))
     world.client.data(stream, grpc_message(message))
     assert [len(payload) for *_, payload in world.requests()] == [len(message)]
@@ -356,7 +381,9 @@ def test_the_clients_deadline(world: World) -> None:
     assert answer.status == (None, None)
     world.wait(0.012)
     assert answer.status == ("4", "context deadline exceeded")
-    assert [(method, identity) for identity, _, method, _ in world.requests()] == [(CANCEL, request_id)]
+    assert [(method, identity) for identity, _, method, _ in world.requests()] == [
+        (CANCEL, request_id)
+    ]
     world.core.reply(request_id, b"late")
     world.deliver()
     assert world.grpc.gauges()["replies_late"] == 1
@@ -473,7 +500,9 @@ def window_update(size: int, stream: int = 0) -> bytes:
 
 
 def test_a_stream_of_messages(world: World) -> None:
-    answer = world.client.call(grpc_message(b"\x0a\x01k"), grpc_headers("/etcdserverpb.KV/RangeStream"))
+    answer = world.client.call(
+        grpc_message(b"\x0a\x01k"), grpc_headers("/etcdserverpb.KV/RangeStream")
+    )
     ((request_id, *_),) = world.requests()
     world.core.reply(request_id, b"one", FIRST | LAST)
     world.deliver()
@@ -488,7 +517,9 @@ def test_a_stream_of_messages(world: World) -> None:
 
 def test_a_full_ring_delays_and_drops_nothing() -> None:
     world = World(ring=8192)
-    answers = [world.client.call(grpc_message(b"\x0a\x01k\x12\x7f" + b"v" * 127)) for _ in range(200)]
+    answers = [
+        world.client.call(grpc_message(b"\x0a\x01k\x12\x7f" + b"v" * 127)) for _ in range(200)
+    ]
     seen: list[int] = []
     for _ in range(200):
         got = world.requests()
@@ -517,13 +548,15 @@ def test_a_full_ring_still_gets_its_cancels() -> None:
 
 
 def test_python_answers_a_unary_call(world: World) -> None:
-    answer = world.client.call(grpc_message(b"hi"), [*grpc_headers(MEMBER_LIST), ("x-a", "b"), ("x-raw", b"\xff")])
+    answer = world.client.call(
+        grpc_message(b"hi"), [*grpc_headers(MEMBER_LIST), ("x-a", "b"), ("x-raw", b"\xff")]
+    )
     (kind, call_id, path, metadata), message, half = world.grpc.take_events()
-    assert (kind, path) == (_grpc.CALL, MEMBER_LIST)
+    assert (kind, path) == (_calls.CALL, MEMBER_LIST)
     assert ("x-a", "b") in metadata
     assert ("x-raw", "\udcff") in metadata
-    assert message == (_grpc.MESSAGE, call_id, b"hi")
-    assert half == (_grpc.HALF_CLOSED, call_id)
+    assert message == (_calls.MESSAGE, call_id, b"hi")
+    assert half == (_calls.HALF_CLOSED, call_id)
     assert world.grpc.send_message(call_id, b"reply") == 10
     world.grpc.finish(call_id, 0, "", [("x-trailer", "t")])
     world.client.read()
@@ -547,9 +580,9 @@ def test_python_refuses_without_a_message(world: World) -> None:
 def test_a_stream_both_ways(world: World) -> None:
     stream = world.client.open(grpc_headers(WATCH))
     ((kind, call_id, path, _),) = world.grpc.take_events()
-    assert (kind, path) == (_grpc.CALL, WATCH)
+    assert (kind, path) == (_calls.CALL, WATCH)
     world.client.data(stream, grpc_message(b"one") + grpc_message(b"two")[:6], end=False)
-    assert world.grpc.take_events() == [(_grpc.MESSAGE, call_id, b"one")]
+    assert world.grpc.take_events() == [(_calls.MESSAGE, call_id, b"one")]
     world.grpc.send_message(call_id, b"a")
     world.client.read()
     world.client.data(stream, grpc_message(b"two")[6:], end=False)
@@ -557,8 +590,8 @@ def test_a_stream_both_ways(world: World) -> None:
     world.client.read()
     world.client.data(stream, b"")
     assert world.grpc.take_events() == [
-        (_grpc.MESSAGE, call_id, b"two"),
-        (_grpc.HALF_CLOSED, call_id),
+        (_calls.MESSAGE, call_id, b"two"),
+        (_calls.HALF_CLOSED, call_id),
     ]
     world.grpc.finish(call_id, 0)
     world.client.read()
@@ -577,14 +610,14 @@ def test_a_slow_reader_makes_python_wait(world: World) -> None:
     assert world.grpc.take_events() == []
     for _ in range(10):
         world.client.feed(window_update(65536) + window_update(65536, stream))
-    assert world.grpc.take_events() == [(_grpc.DRAINED, call_id)]
+    assert world.grpc.take_events() == [(_calls.DRAINED, call_id)]
 
 
 def test_a_reset_reaches_python(world: World) -> None:
     stream = world.client.open(grpc_headers(WATCH))
     call_id = world.grpc.take_events()[0][1]
     world.client.feed(frame(RST_STREAM, 0, stream, struct.pack("!I", 8)))
-    assert world.grpc.take_events() == [(_grpc.RESET, call_id)]
+    assert world.grpc.take_events() == [(_calls.RESET, call_id)]
     assert world.grpc.send_message(call_id, b"x") == -1
 
 
@@ -595,8 +628,8 @@ def test_a_question_of_pythons_own(world: World) -> None:
     world.core.reply(ask_id, b"swer", LAST | END)
     world.deliver()
     assert world.grpc.take_events() == [
-        (_grpc.REPLY, ask_id, FIRST, 0, b"an"),
-        (_grpc.REPLY, ask_id, LAST | END, 0, b"swer"),
+        (_calls.REPLY, ask_id, FIRST, 0, b"an"),
+        (_calls.REPLY, ask_id, LAST | END, 0, b"swer"),
     ]
     other = world.grpc.ask(8)
     world.requests()
@@ -613,7 +646,7 @@ def test_a_corrupt_ring_is_told_once(world: World) -> None:
     world.core.replies.poke(0, b"\xff" * 16)
     world.grpc.deliver()
     world.grpc.deliver()
-    assert world.grpc.take_events() == [(_grpc.CORRUPT,)]
+    assert world.grpc.take_events() == [(_calls.CORRUPT,)]
 
 
 def test_calls_have_a_limit() -> None:
@@ -627,7 +660,9 @@ def test_partial_messages_have_a_limit() -> None:
     world = World(request_bytes_max=64 << 20)
     world.client.feed(frame(HEADERS, END_HEADERS, 1, block(grpc_headers(PUT))))
     world.client.next_stream = 3
-    world.client.data(1, grpc_message(b"x" * (limits.PARTIAL_BYTES_MAX + (1 << 18)))[:-100], end=False)
+    world.client.data(
+        1, grpc_message(b"x" * (limits.PARTIAL_BYTES_MAX + (1 << 18)))[:-100], end=False
+    )
     answer = world.client.answers[1]
     assert answer.status[0] == "10" or answer.reset == 11
     assert world.grpc.gauges()["partial_bytes"] == 0

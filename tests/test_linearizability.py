@@ -28,8 +28,14 @@ def put(called: float, returned: float, value: bytes, revision: int = UNKNOWN) -
     return Operation("put", K, called, returned, value=value, answer=answer)
 
 
-def get(called: float, returned: float, value: bytes | None, **seen: int) -> Operation:
-    return Operation("get", K, called, returned, answer=Answer(value, **seen))
+def get(
+    called: float,
+    returned: float,
+    value: bytes | None,
+    revision: int = UNKNOWN,
+    version: int = UNKNOWN,
+) -> Operation:
+    return Operation("get", K, called, returned, answer=Answer(value, revision, version))
 
 
 GOOD = {
@@ -166,7 +172,9 @@ def test_the_search_agrees_with_trying_every_order() -> None:
 
 
 def simulated(chance: random.Random, clients: int, calls: int) -> list[Operation]:
-    """A long history of a correct register: each operation takes effect at a moment between call and return."""
+    """A long history of a correct register: each operation takes effect at a moment between call
+    and return.
+    """
     plans = []
     for client in range(clients):
         now = chance.random()

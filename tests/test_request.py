@@ -1,4 +1,6 @@
-"""core/_request, frontends/_kv and _overlap: what is taken, what is refused, compared with a naive reading of the rules."""
+"""core/_request, frontends/_kv and _overlap: what is taken, what is refused, compared with a naive
+reading of the rules.
+"""
 
 import random
 
@@ -81,7 +83,9 @@ def test_one_message(method: int, message: bytes, error: type[Exception] | str |
 
 
 def test_the_last_of_a_oneof_wins_and_the_same_is_merged() -> None:
-    put_then_range = field(2, field(1, b"k") + field(5, 1) + field(2, b"v")) + field(1, field(1, b"k"))
+    put_then_range = field(2, field(1, b"k") + field(5, 1) + field(2, b"v")) + field(
+        1, field(1, b"k")
+    )
     assert error_of(TXN, field(2, put_then_range)) is None
     merged = field(2, field(1, b"k") + field(5, 1)) + field(2, field(2, b"v"))
     assert error_of(TXN, field(2, merged)) is ValueProvidedError

@@ -211,6 +211,20 @@ def test_only_a_record_larger_than_a_segment_makes_one_grow() -> None:
     assert len(reopen(disk)[1]) == 12
 
 
+def test_a_segment_that_begins_inside_a_batch_of_a_new_term_is_read() -> None:
+    """Hypothesis found it: the head repeats a HardState that is older than the entries before it."""
+    disk = SimDisk(random.Random(1))
+    wal = create(disk)
+    wal.append(run_of(1, 1, b"x"), (1, NODE, 0))
+    wal.append(run_of(2, 2, *[b"y" * 900] * 8), (2, NODE, 1))
+    wal.sync()
+    wal.close()
+    wal, log = reopen(disk)
+    assert len(log) == 9
+    assert wal.hard_state == (2, NODE, 1)
+    wal.close()
+
+
 def test_a_snapshot_skips_what_it_holds() -> None:
     disk = SimDisk(random.Random(1))
     wal = create(disk)
@@ -421,6 +435,31 @@ def test_a_missing_segment_and_a_huge_length_are_refused() -> None:
         reopen(lying)
 
 
+def overwritten(offset_from_end: int, data: bytes) -> SimDisk:
+    """The small log with bytes put over the beginning of one of its last records."""
+    disk = SimDisk(random.Random(1))
+    small_log(disk)
+    at = walmodel.decode(segments(disk)).ends[0][offset_from_end]
+    file = disk.file(FIRST)
+    file.data[at : at + len(data)] = data
+    file.sync()
+    return disk
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        (0, "followed by data in its own sector"),
+        (0x0700000000000045, "none that a log has"),
+        (0x85000000_00000003 + 60_000, "beyond the end of the file"),
+        (0x100, "no sector of it is missing"),
+    ],
+)
+def test_a_length_of_several_wrong_bits_is_no_torn_write(word: int, reason: str) -> None:
+    with pytest.raises(WalCorruptError, match=reason):
+        reopen(overwritten(-3, word.to_bytes(8, "little")))
+
+
 def test_what_was_cut_is_kept_beside_the_log() -> None:
     disk = SimDisk(random.Random(1))
     small_log(disk)
@@ -446,18 +485,18 @@ class Session:
         self.disk = disk
         self.log: Log = {}
         self.acknowledged = 0
-        self.committed = 0
 
     def live(self) -> None:
         wal = create(self.disk)
         try:
-            self.batches(wal, random.Random(5), 7)
+            self.batches(wal, random.Random(5), 12)
         finally:
             wal.close()
         wal = Wal.open(self.disk, DIRECTORY, segment_bytes=SMALL, ahead=False)
         try:
+            self.log = {at: self.log[at] for at in range(1, self.acknowledged + 1)}
             assert recovered(wal) == self.log
-            self.batches(wal, random.Random(6), 4)
+            self.batches(wal, random.Random(6), 6)
         finally:
             wal.close()
 
@@ -466,8 +505,10 @@ class Session:
             first = len(self.log) + 1
             data = [rng.randbytes(rng.choice([0, 3, 200, 1200])) for _ in range(rng.randint(1, 5))]
             self.log |= {first + at: (0, 1, item) for at, item in enumerate(data)}
-            self.committed = self.acknowledged
             wal.append(run_of(first, 1, *data), (1, NODE, self.acknowledged))
+            if rng.random() < 0.5:
+                # Not yet written, and often not in the same segment.
+                continue
             try:
                 wal.sync()
             except DiskError as error:
@@ -671,15 +712,16 @@ def test_segments_made_ahead_on_a_real_disk(tmp_path: Path) -> None:
 
 
 def test_zeros_are_never_written_over_the_log(tmp_path: Path) -> None:
-    """The log races the thread that fills its own segment."""
+    """The log overtakes the thread that fills its own segment, and the thread goes on behind it."""
     directory = str(tmp_path / "wal")
     wal = Wal.create(OsDisk(), directory, NODE, CLUSTER, segment_bytes=16_000_000)
-    count = 0
-    while count < 24:
-        wal.append(run_of(count + 1, 1, os.urandom(600_000)), (1, NODE, count))
+    log: Log = {}
+    for size in [5_000_000] + [2000] * 60 + [3_000_000] + [2000] * 60:
+        data = os.urandom(size)
+        wal.append(run_of(len(log) + 1, 1, data), (1, NODE, len(log)))
         wal.sync()
-        count += 1
+        log[len(log) + 1] = (0, 1, data)
     wal.close()
     again = Wal.open(OsDisk(), directory, segment_bytes=16_000_000)
-    assert len(recovered(again)) == count
+    assert recovered(again) == log
     again.close()

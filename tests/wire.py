@@ -51,7 +51,7 @@ def refused(error: grpc.RpcError) -> Refused:
 
 
 def _given(**fields: bytes) -> Message:
-    """Fields that are not empty: an empty range_end on the wire is an open one to etcds before 3.7."""
+    """Fields that are not empty: an empty range_end on the wire is open to etcds before 3.7."""
     return {name: value for name, value in fields.items() if value}
 
 

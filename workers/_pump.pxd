@@ -1,12 +1,14 @@
 # cython: language_level=3
-"""The sockets of one worker: one epoll set, one receive buffer, one send per connection per round."""
+"""The sockets of one worker: one epoll set, one receive buffer, one send per connection per round.
+"""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from quorate.core._bytes cimport Buffer
 from quorate.core._ring cimport Doorbell
 from quorate.frontends._deadlines cimport Timer
-from quorate.frontends._grpc cimport Grpc, Peer
+from quorate.frontends._calls cimport Peer
+from quorate.frontends._grpc cimport Grpc
 
 cdef enum SourceKind:
     SOURCE_DOORBELL = 1
@@ -48,7 +50,7 @@ cdef class Pump(Grpc):
     cdef uint8_t *outbox            # limits.SEND_BYTES_MAX and room for one frame
     cdef uint32_t clients_live
     cdef bint is_asleep             # our sleep is announced
-    cdef bint is_draining
+    cdef readonly bint is_draining
     cdef int64_t accept_again       # ns until which nothing is accepted; 0 = accepting
     cdef uint64_t accepted
     cdef uint64_t dropped           # connections that misbehaved or stalled

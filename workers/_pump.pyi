@@ -10,6 +10,7 @@ class Statistics(NamedTuple):
 
 class Pump(Grpc):
     fd: int
+    is_draining: bool
     def __init__(
         self,
         *,

@@ -1,14 +1,21 @@
 """The sockets of one worker.
 
 Rules:
-1. All sockets live in one epoll set. Trio waits for that one descriptor and then calls `turn`, which goes round until nothing
-   moves: receive and feed, reply ring, one send per connection. Python runs per turn, never per request.
-2. A round reads a socket at most once and sends to it at most once; requests of a round become visible to the core together.
-3. While the request ring is full nothing is read from any socket: the kernel holds the clients back.
-4. A socket that takes no more bytes has at most limits.SEND_BYTES_MAX framed for it, and is read from no more once its
+1. All sockets live in one epoll set. Trio waits for that one descriptor and then calls `turn`,
+   which goes round until nothing
+   moves: receive and feed, reply ring, one send per connection. Python runs per turn, never per
+   request.
+2. A round reads a socket at most once and sends to it at most once; requests of a round become
+   visible to the core together.
+3. While the request ring is full nothing is read from any socket: the kernel holds the clients
+   back.
+4. A socket that takes no more bytes has at most limits.SEND_BYTES_MAX framed for it, and is read
+   from no more once its
    replies pile up.
-5. Sleep is announced before the rings are looked at for the last time, so that no doorbell is missed.
-6. A socket whose first bytes are not HTTP/2's preface is given to Python with those bytes, and is ours no more.
+5. Sleep is announced before the rings are looked at for the last time, so that no doorbell is
+   missed.
+6. A socket whose first bytes are not HTTP/2's preface is given to Python with those bytes, and is
+   ours no more.
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
@@ -24,7 +31,8 @@ from quorate.core import limits
 from quorate.core._bytes cimport buffer_append, buffer_free
 from quorate.core._ring cimport Doorbell
 from quorate.frontends._deadlines cimport Timer, wheel_clear, wheel_next, wheel_pop, wheel_set
-from quorate.frontends._grpc cimport EVENT_HTTP1, TIMER_CLIENT, Call, Event, Grpc, Peer
+from quorate.frontends._calls cimport EVENT_HTTP1, TIMER_CLIENT, Call, Event, Peer
+from quorate.frontends._grpc cimport Grpc
 from quorate.frontends._http2 cimport (
     FRAME_ROOM, PREFACE_SIZE, http2_finished, http2_queued, http2_shut_down, http2_tick,
 )
@@ -105,10 +113,14 @@ class Statistics(NamedTuple):
 
 
 cdef class Pump(Grpc):
-    """All sockets and calls of one worker; keyword arguments are those of `Grpc`, and the two doorbells."""
+    """All sockets and calls of one worker; keyword arguments are those of `Grpc`, and the two
+    doorbells.
+    """
 
     def __cinit__(self, *, listeners=(), Doorbell bell=None, Doorbell core_bell=None, **_):
-        """`listeners` are descriptors of listening sockets, used from `accept` on and the caller's to close."""
+        """`listeners` are descriptors of listening sockets, used from `accept` on and the caller's
+        to close.
+        """
         cdef epoll_event event
         self.bell = Doorbell() if bell is None else bell
         self.core_bell = core_bell
@@ -154,7 +166,8 @@ cdef class Pump(Grpc):
     def turn(self, double linger_seconds=0.0):
         """Go round until nothing moves and answer what Python is to do.
 
-        After traffic it lingers for more, waiting without the GIL, because going back to trio costs more than a request does.
+        After traffic it lingers for more, waiting without the GIL, because going back to trio costs
+        more than a request does.
         Afterwards wait until `fd` is readable or `next_deadline` has passed, and call it again.
         """
         cdef int linger = <int>(linger_seconds * 1000.0 + 0.5)
@@ -174,7 +187,9 @@ cdef class Pump(Grpc):
         self._listen(True)
 
     def drain(self):
-        """Take no more connections and calls; tell clients to go elsewhere. `idle` says when they are done."""
+        """Take no more connections and calls; tell clients to go elsewhere. `idle` says when they
+        are done.
+        """
         cdef Client *client = self.clients
         self.close_listeners()
         self.is_draining = True
@@ -190,7 +205,7 @@ cdef class Pump(Grpc):
     def idle(self):
         """Whether no call is under way and nothing waits to be sent."""
         cdef Client *client = self.clients
-        if self.calls_live or self.events.size or self.dirty != NULL or self.has_requests or self.owing != NULL:
+        if self.calls_live or self.events.size or self.dirty != NULL or self.has_requests:
             return False
         while client != NULL:
             if client.unsent.size:
@@ -234,7 +249,9 @@ cdef class Pump(Grpc):
     # --- one turn ---------------------------------------------------------------------------------
 
     cdef void _turn(self, int linger) noexcept nogil:
-        """Rounds until nothing moves, Python has something to do, or time is over; then announce our sleep."""
+        """Rounds until nothing moves, Python has something to do, or time is over; then announce
+        our sleep.
+        """
         cdef int64_t began
         cdef bint has_moved = False
         self._wake()
@@ -287,7 +304,9 @@ cdef class Pump(Grpc):
         return moved
 
     cdef void _await_room(self) noexcept nogil:
-        """The request ring is full, and sockets must wait: only the core's doorbell counts, or a millisecond."""
+        """The request ring is full, and sockets must wait: only the core's doorbell counts, or a
+        millisecond.
+        """
         cdef pollfd waiting
         waiting.fd = self.bell.fd
         waiting.events = POLLIN
@@ -422,7 +441,9 @@ cdef class Pump(Grpc):
         self.mark_dirty(&client.peer)
 
     cdef void _flush_all(self) noexcept nogil:
-        """Send to every connection that has something; what becomes dirty meanwhile waits for the next round."""
+        """Send to every connection that has something; what becomes dirty meanwhile waits for the
+        next round.
+        """
         cdef Peer *peer = self.dirty
         cdef Peer *following
         self.dirty = NULL
@@ -489,12 +510,16 @@ cdef class Pump(Grpc):
             buffer_append(&client.unsent, self.outbox + sent, size - sent)
 
     cdef void _set_interest(self, Client *client) noexcept nogil:
-        """Tell epoll what we wait for. Only a full socket may stop our reading: window updates come that way."""
+        """Tell epoll what we wait for. Only a full socket may stop our reading: window updates come
+        that way.
+        """
         cdef uint32_t interest = EPOLLIN
+        cdef size_t queued
         cdef epoll_event event
         if client.unsent.size:
             interest = EPOLLOUT
-            if client.peer.reply_bytes <= REPLY_HIGH and http2_queued(&client.peer.http2) <= QUEUED_HIGH:
+            queued = http2_queued(&client.peer.http2)
+            if client.peer.reply_bytes <= REPLY_HIGH and queued <= QUEUED_HIGH:
                 interest |= EPOLLIN
         if interest != client.interest:
             client.interest = interest
@@ -515,7 +540,9 @@ cdef class Pump(Grpc):
             self._listen(True)
 
     cdef void _check_client(self, Client *client) noexcept nogil:
-        """Drop a client that says nothing at first, or takes nothing; ping one that is silent for long."""
+        """Drop a client that says nothing at first, or takes nothing; ping one that is silent for
+        long.
+        """
         cdef int64_t due = self.now + LOOK_AFTER
         cdef bint is_stuck = client.unsent.size != 0 or client.peer.reply_bytes > REPLY_HIGH
         if client.is_gone:
@@ -534,7 +561,9 @@ cdef class Pump(Grpc):
         wheel_set(self.wheel, &client.timer, due)
 
     cdef void _forget(self, Client *client) noexcept nogil:
-        """Close the socket, end its calls, free it. Only from the end of a round, or when the pump ends."""
+        """Close the socket, end its calls, free it. Only from the end of a round, or when the pump
+        ends.
+        """
         wheel_clear(self.wheel, &client.timer)
         if client.is_open:
             self.dropped += client.peer.http2.closing

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import socket
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -136,6 +136,7 @@ class Worker:
         if command == self._command:
             return
         self._command = command
+        self.wake()
         if command == Command.SERVE:
             self.pump.accept()
         elif command == Command.DRAIN:
@@ -162,9 +163,11 @@ class Worker:
         """Turn the pump whenever it has something to do."""
         while True:
             self._woken = False
-            self.obey()
             for event in self.pump.turn(LINGER_SECONDS):
                 self.dispatch(event)
+            # After the turn, which has emptied the doorbell: a command that rang before is seen
+            # now, one that rings later makes the pump's descriptor readable.
+            self.obey()
             await trio.lowlevel.checkpoint()
             if self._drained():
                 return
@@ -289,7 +292,7 @@ class Inheritance(Protocol):
 def worker_main(inheritance: Inheritance, block: memoryview) -> int:
     """Be a worker until the core says DRAIN; the answer is the exit code.
 
-    To be called in a thread of a process that the core has just forked; `block` is for its counters.
+    To be called in a thread of a process that the core has just forked; `block` is its counters.
     """
     if not die_with_parent(inheritance.core_pid):
         return 0

@@ -1,9 +1,12 @@
 """Whether two servers' replies say the same, field by field.
 
 Rules:
-1. `cluster_id`, `member_id` and `raft_term` of headers are left out, and the remaining `TTL` of a lease. Nothing else is.
-2. Where a sort has ties, any order of the ties is right; where a limit cuts a group of ties, any of them may be the ones shown.
-3. Leases are listed in the order in which they run out, which depends on the machine's speed: any order is right.
+1. `cluster_id`, `member_id` and `raft_term` of headers are left out, and the remaining `TTL` of a
+   lease. Nothing else is.
+2. Where a sort has ties, any order of the ties is right; where a limit cuts a group of ties, any of
+   them may be the ones shown.
+3. Leases are listed in the order in which they run out, which depends on the machine's speed: any
+   order is right.
 """
 
 from __future__ import annotations

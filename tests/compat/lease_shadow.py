@@ -1,21 +1,25 @@
 """Replays a recorded history on a server that has no leases yet, and loses no KV operation by it.
 
-The recording itself says at each moment which leases exist, and which branch of a Txn ran; so this shadow knows which key hangs on
-which lease, and turns each call into one that means the same without leases:
+The recording itself says at each moment which leases exist, and which branch of a Txn ran; so this
+shadow knows which key hangs on which lease, and turns each call into one that means the same
+without leases:
 
-1. a put with a lease that exists loses the lease; with one that does not exist it stays as it is, and fails alike;
-2. a compare of leases becomes one that is always true or always false, as the shadow knows it to be (all compares of a Txn, the
-   nested ones too, look at the state before it);
+1. a put with a lease that exists loses the lease; with one that does not exist it stays as it is,
+   and fails alike;
+2. a compare of leases becomes one that is always true or always false, as the shadow knows it to be
+   (all compares of a Txn, the nested ones too, look at the state before it);
 3. a revoke becomes one Txn that deletes the lease's keys: one revision, as in etcd;
 4. the other lease calls are left out.
 
-What is lost: the lease field of the pairs in replies, and HashKV's `hash` once a lease was dropped, since the hash covers it.
-The class goes when the server has leases: `test_recordings` then uses the calls as recorded by itself.
+What is lost: the lease field of the pairs in replies, and HashKV's `hash` once a lease was dropped,
+since the hash covers it. The class goes when the server has leases: `test_recordings` then uses the
+calls as recorded by itself.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 from tests.compat.recordings import Step
@@ -24,7 +28,12 @@ from tests.messages import Message
 TARGET_LEASE = 4
 TARGET_VERSION = 0
 GREATER, LESS = 1, 2
-RELATIONS = {0: operator.eq, GREATER: operator.gt, LESS: operator.lt, 3: operator.ne}
+RELATIONS: dict[int, Callable[[int, int], bool]] = {
+    0: operator.eq,
+    GREATER: operator.gt,
+    LESS: operator.lt,
+    3: operator.ne,
+}
 
 
 def in_range(key: bytes, start: bytes, end: bytes) -> bool:
@@ -32,6 +41,11 @@ def in_range(key: bytes, start: bytes, end: bytes) -> bool:
     if not end:
         return key == start
     return key >= start and (end == b"\0" or key < end)
+
+
+def any_relation(stored: int, wanted: int) -> bool:
+    """An unknown relation always holds."""
+    return True
 
 
 class LeaseShadow:
@@ -104,7 +118,7 @@ class LeaseShadow:
             return compare
         start, end = compare.get("key", b""), compare.get("range_end", b"")
         held = [lease for key, lease in self.keys.items() if in_range(key, start, end)]
-        relation = RELATIONS.get(compare.get("result", 0), lambda stored, wanted: True)
+        relation = RELATIONS.get(compare.get("result", 0), any_relation)
         wanted = compare.get("lease", 0)
         true = all(relation(lease, wanted) for lease in held or [0])
         # No version is below zero, and that of a missing key is zero.

@@ -114,4 +114,3 @@ PROBES: dict[str, Probe] = {
     "wrong wire type for a known field": body(prefixed(b"\x08\x01")),
     "zero-length message (empty key)": body(prefixed(b"")),
 }
-

@@ -15,7 +15,8 @@ TEXTS = ["", "a", "root", "role", "\0", "é", "3.6.0", "3.7.1", "0.0", "99999.1"
 TEXTS += ["http://127.0.0.1", "://", "%", "simple.1"]
 BYTES = [b"", b"\0", b"a", b"k1", b"p/", b"\xff", b"\xff\xff", b"\xc3\x28", b"lock", b"x" * 300]
 NESTING_MAX = 5
-# A member that is added to one that runs alone takes its quorum away: only addresses that can't be ones are sent.
+# A member that is added to one that runs alone takes its quorum away: only addresses that can't be
+# ones are sent.
 BAD_URLS = ["", "://", "%", "127.0.0.1:1", "ftp://x:1"]
 
 
@@ -103,10 +104,11 @@ class Requests:
 def ends_any_etcd(call: Call) -> bool:
     """Whether the request may be one of those that end a real etcd, so that it is not sent to one.
 
-    T49, T50, sort targets that etcd 3.4 does not know, and damaged bytes that may hold any of them. These tests found more in
-    3.4.23: a RoleGrantPermission without `perm` dereferences nothing in apply; an Alarm that activates alarm NONE of member 0
-    writes an empty key, which is fatal; some membership changes keep it from starting again. All of Auth, Cluster and Alarm is left
-    out for it.
+    T49, T50, sort targets that etcd 3.4 does not know, and damaged bytes that may hold any of them.
+    These tests found more in 3.4.23: a RoleGrantPermission without `perm` dereferences nothing in
+    apply; an Alarm that activates alarm NONE of member 0 writes an empty key, which is fatal; some
+    membership changes keep it from starting again. All of Auth, Cluster and Alarm is left out for
+    it.
     """
     if "/etcdserverpb.Auth/" in call.method.path or "/etcdserverpb.Cluster/" in call.method.path:
         return not call.method.path.endswith(("List", "Get", "Status"))

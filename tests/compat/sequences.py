@@ -1,7 +1,7 @@
 """Random KV calls that a seed repeats: valid ones, nearly valid ones, and some that must fail.
 
-A `Sequence` knows the revision and the compacted revision that its own calls led to, so that most revisions it asks for exist, and some
-are just past either end.
+A `Sequence` knows the revision and the compacted revision that its own calls led to, so that most
+revisions it asks for exist, and some are just past either end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,21 @@ from collections.abc import Iterator
 
 from tests.messages import Message
 
-KEYS = [b"\0", b"a", b"a\0", b"ab", b"abc", b"b", b"ba", b"k1", b"k10", b"k2", b"p/", b"p/x", b"p/y"]
+KEYS = [
+    b"\0",
+    b"a",
+    b"a\0",
+    b"ab",
+    b"abc",
+    b"b",
+    b"ba",
+    b"k1",
+    b"k10",
+    b"k2",
+    b"p/",
+    b"p/x",
+    b"p/y",
+]
 KEYS += [b"p/y/z", b"p0", b"\xff", b"\xff\xff"]
 UNKNOWN_LEASE = 999
 TXN_OPS_MAX = 128
@@ -120,13 +134,14 @@ class Sequence:
         """A Compare; sometimes the value given is not the target's."""
         target = self.random.randrange(5)
         number = self.random.choice([0, 0, 1, 2, 3, self.near()])
-        given: Message = {
+        values: dict[int, Message] = {
             0: {"version": number},
             1: {"create_revision": number},
             2: {"mod_revision": number},
             3: {"value": self.value()},
             4: {"lease": self.random.choice([0, 0, UNKNOWN_LEASE])},
-        }[target if self.random.random() < 0.95 else self.random.randrange(5)]
+        }
+        given = values[target if self.random.random() < 0.95 else self.random.randrange(5)]
         where = self.span() if self.random.random() < 0.2 else {"key": self.key()}
         return where | {"target": target, "result": self.random.randrange(4)} | given
 
@@ -161,7 +176,9 @@ class Sequence:
 
 
 def ends_etcd(txn: Message) -> bool:
-    """Whether a Txn may be of the kind that panics any etcd: a from-key delete and a put that ignores a field (T49)."""
+    """Whether a Txn may be of the kind that panics any etcd: a from-key delete and a put that
+    ignores a field (T49).
+    """
     ops = list(all_ops(txn))
     deletes = any(op.get("request_delete_range", {}).get("range_end") == b"\0" for op in ops)
     puts = [op.get("request_put", {}) for op in ops]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from tests.compat.probes import TXN, nested
 from tests.http2 import Raw, grpc_headers, prefixed
 from tests.messages import Message, delimited, encode, varint
@@ -60,8 +59,16 @@ REFUSED: dict[str, tuple[str, Message, tuple[int, str]]] = {
     "txn: inner empty key": ("KV/Txn", txn(inner(put(b""))), EMPTY),
     "txn: empty key in the branch not taken": ("KV/Txn", {"failure": [put(b"")]}, EMPTY),
     "txn: empty op": ("KV/Txn", txn({}), MISSING),
-    "put: ignore_value with a value": ("KV/Put", {"key": b"k", "value": b"v", "ignore_value": 1}, VALUE),
-    "put: ignore_lease with a lease": ("KV/Put", {"key": b"k", "lease": 5, "ignore_lease": 1}, LEASE),
+    "put: ignore_value with a value": (
+        "KV/Put",
+        {"key": b"k", "value": b"v", "ignore_value": 1},
+        VALUE,
+    ),
+    "put: ignore_lease with a lease": (
+        "KV/Put",
+        {"key": b"k", "lease": 5, "ignore_lease": 1},
+        LEASE,
+    ),
     "put: ignore_value of no key": ("KV/Put", {"key": b"no", "ignore_value": 1}, MISSING),
     "put: ignore_lease of no key": ("KV/Put", {"key": b"no", "ignore_lease": 1}, MISSING),
     "put: a lease that is not there": ("KV/Put", {"key": b"k", "lease": 12345}, NO_LEASE),
@@ -70,7 +77,11 @@ REFUSED: dict[str, tuple[str, Message, tuple[int, str]]] = {
     "txn: 129 ops": ("KV/Txn", txn(*PUTS), TOO_MANY),
     "txn: 129 ops in the other branch": ("KV/Txn", {"failure": PUTS}, TOO_MANY),
     "txn: 129 compares": ("KV/Txn", {"compare": [{"key": b"k"}] * 129}, TOO_MANY),
-    "txn: 128 ops, the last one nested with 1": ("KV/Txn", txn(*PUTS[:127], inner(put(b"z"))), TOO_MANY),
+    "txn: 128 ops, the last one nested with 1": (
+        "KV/Txn",
+        txn(*PUTS[:127], inner(put(b"z"))),
+        TOO_MANY,
+    ),
     "txn: a key put twice": ("KV/Txn", txn(put(), put()), DUPLICATE),
     "txn: put, then deleted": ("KV/Txn", txn(put(), delete(b"k")), DUPLICATE),
     "txn: put, then in a deleted range": ("KV/Txn", txn(put(), delete(b"a", b"z")), DUPLICATE),
@@ -95,7 +106,11 @@ REFUSED: dict[str, tuple[str, Message, tuple[int, str]]] = {
         txn({"request_range": {"key": b"k", "revision": 3}}, put()),
         COMPACTED,
     ),
-    "put: larger than --max-request-bytes": ("KV/Put", {"key": b"k", "value": bytes(MAX_REQUEST)}, TOO_LARGE),
+    "put: larger than --max-request-bytes": (
+        "KV/Put",
+        {"key": b"k", "value": bytes(MAX_REQUEST)},
+        TOO_LARGE,
+    ),
 }
 ALLOWED: dict[str, tuple[str, Message]] = {
     "range: at the compacted revision": ("KV/Range", {"key": b"k", "revision": 4}),
@@ -233,7 +248,9 @@ def test_a_lying_length_is_malformed(
 
 
 def test_fields_that_come_twice_are_the_last_one(filled: Server) -> None:
-    data = delimited(1, b"no") + delimited(1, b"k") + varint(9 << 3) + b"\0" + varint(9 << 3) + b"\1"
+    data = (
+        delimited(1, b"no") + delimited(1, b"k") + varint(9 << 3) + b"\0" + varint(9 << 3) + b"\1"
+    )
     with Raw(filled.port) as raw:
         answer = raw.call("/etcdserverpb.KV/Range", data)
     assert answer.status == 0

@@ -1,4 +1,6 @@
-"""Clients of other languages, from their own registries: Go's official one, Node's etcd3, and grpcio."""
+"""Clients of other languages, from their own registries: Go's official one, Node's etcd3, and
+grpcio.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from tests.needs import need
 from tests.server import Program, Server
 from tests.wire import Client

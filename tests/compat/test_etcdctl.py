@@ -1,4 +1,6 @@
-"""Debian's etcdctl can't tell quorate from etcd: the same commands print the same, ids and sizes apart."""
+"""Debian's etcdctl can't tell quorate from etcd: the same commands print the same, ids and sizes
+apart.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.depth import depth
 from tests.needs import need
 from tests.server import Program, Server
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.compat
 
 FORMATS = ["simple", "json", "fields", "table", "protobuf"]
 # What differs from member to member: ids, terms, sizes, versions, times, addresses.
-NUMBERS = r"cluster_id|member_id|raft_term|MemberID|ClusterID|RaftTerm|leader|raftIndex|raftAppliedIndex|ID"
+NUMBERS = r"cluster_id|member_id|raft_term|MemberID|ClusterID|RaftTerm|leader|raftIndex"
+NUMBERS += r"|raftAppliedIndex|ID"
 NUMBERS += r"|dbSize\w*|DBSize|Leader|RaftIndex|RaftAppliedIndex|DB Size|revision_of_hash"
 
 
@@ -59,7 +61,9 @@ class Etcdctl:
 def pair(
     program: Program, debian_etcd: Program, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Etcdctl, Etcdctl]]:
-    """etcdctl on quorate and on etcd, both empty at first; the tests of this module run in order on them."""
+    """etcdctl on quorate and on etcd, both empty at first; the tests of this module run in order
+    on them.
+    """
     with (
         Server(program, tmp_path_factory.mktemp("ours")) as ours,
         Server(debian_etcd, tmp_path_factory.mktemp("theirs")) as theirs,

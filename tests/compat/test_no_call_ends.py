@@ -10,7 +10,6 @@ from contextlib import suppress
 
 import grpc  # type: ignore[import-untyped]
 import pytest
-
 from tests.compat.requests import Call, Requests, ends_any_etcd
 from tests.depth import depth, seed
 from tests.messages import METHODS, Message, method
@@ -74,8 +73,8 @@ def test_t50_an_alarm_with_an_unknown_action(action: int, server: Server, client
     before = server.identity()
     for member in (0, 1):
         for alarm in (0, 1, 2, 9):
+            request = {"action": action, "memberID": member, "alarm": alarm}
             with pytest.raises(Refused) as error:
-                request = {"action": action, "memberID": member, "alarm": alarm}
                 client.call("Maintenance/Alarm", request)
             assert error.value.code == 3
     assert server.identity() == before
@@ -86,7 +85,9 @@ def ask_all(client: Client, calls: list[Call], outcomes: Counter[int]) -> None:
     """Make unary calls side by side and count the statuses."""
     futures = [
         client.start_bytes(
-            one.method.path, one.data, CALL_SECONDS if "etcdserver" in one.method.path else WAIT_SECONDS
+            one.method.path,
+            one.data,
+            CALL_SECONDS if "etcdserver" in one.method.path else WAIT_SECONDS,
         )
         for one in calls
     ]
@@ -178,7 +179,9 @@ def check_after(server: Server, client: Client, before: list[tuple[int, str]]) -
 
 
 def test_each_rpc_is_answered_or_unimplemented(shared_client: Client) -> None:
-    """What the KV API needs is there; every other RPC answers by its name or is `Unimplemented`, never unknown to the server."""
+    """What the KV API needs is there; every other RPC answers by its name or is `Unimplemented`,
+    never unknown to the server.
+    """
     for path, rpc in METHODS.items():
         if rpc.requests_stream or rpc.replies_stream:
             continue

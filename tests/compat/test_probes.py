@@ -1,4 +1,6 @@
-"""Calls that are not quite right, over raw HTTP/2 and HTTP/1.1, get the answer that etcd 3.7.1 gave, or a better one."""
+"""Calls that are not quite right, over raw HTTP/2 and HTTP/1.1, get the answer that etcd 3.7.1
+gave, or a better one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import socket
 from typing import Any
 
 import pytest
-
 from tests.compat.probes import GOOD, PROBES, PUT
 from tests.compat.recordings import probes
 from tests.http2 import Raw, grpc_headers, prefixed

@@ -6,7 +6,6 @@ import time
 from itertools import islice
 
 import pytest
-
 from tests.compat.answers import difference, plain
 from tests.compat.lease_shadow import LeaseShadow
 from tests.compat.recordings import KV_FILES, Step, steps
@@ -18,7 +17,8 @@ pytestmark = pytest.mark.compat
 
 # gRPC's code for a method that the server does not have.
 UNIMPLEMENTED = 12
-# Debian's 3.4.23 differs in so many of each file: new fields, changed codes, HashKV at compacted revisions.
+# Debian's 3.4.23 differs in so many of each file: new fields, changed codes, HashKV at compacted
+# revisions.
 ETCD_34_DIFFERENCES = 100
 # The shortest lease lives two seconds.
 REFRESH_SECONDS = 0.5
@@ -53,7 +53,9 @@ def replay(client: Client, file: str, shadow: LeaseShadow | None) -> tuple[int, 
 
 
 def refresh(client: Client, shadow: LeaseShadow) -> None:
-    """Keep the leases alive: in the recording none ran out, and a busy machine is slower than that."""
+    """Keep the leases alive: in the recording none ran out, and a busy machine is slower than
+    that.
+    """
     living = [{"ID": lease} for lease in sorted(shadow.leases)]
     replies = client.stream("Lease/LeaseKeepAlive", living)
     assert all(reply["TTL"] > 0 for reply in islice(replies, len(living)))

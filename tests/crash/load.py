@@ -1,7 +1,8 @@
 """Writers that remember what they were promised, and the check that a restarted server kept it.
 
 Rules:
-1. Every key is written once, with a value of its own, so that what is there tells which write made it.
+1. Every key is written once, with a value of its own, so that what is there tells which write made
+   it.
 2. A write that was not acknowledged may be there or not; but it is there whole, or not at all.
 """
 
@@ -55,7 +56,7 @@ class Ledger:
             self.revision = max(self.revision, revision)
 
     def refuse(self, error: Refused) -> None:
-        """Note a call that failed; only a failure that leaves the outcome open is right here."""
+        """Note a failed call; `verify` allows only those that leave the outcome open."""
         with self.lock:
             self.refusals.append(error)
 
@@ -66,7 +67,11 @@ class Ledger:
         self.attempted, self.acknowledged = {}, {}
 
     def verify(self, client: Client) -> int:
-        """Compare with what is there; how many keys are. Raises AssertionError with the key that is wrong."""
+        """Compare with what is there; how many keys are. Raises AssertionError with the key that
+        is wrong.
+        """
+        wrong = [error for error in self.refusals if error.code not in UNCERTAIN]
+        assert not wrong, f"refused: {wrong[:3]}"
         reply = client.get(b"\0", b"\0")
         there = {kv["key"]: kv for kv in reply.get("kvs", [])}
         now = reply["header"]["revision"]
@@ -90,7 +95,9 @@ class Ledger:
 
 
 class Load:
-    """Threads that write, each over a connection of its own, until told to stop or until the server is gone."""
+    """Threads that write, each over a connection of its own, until told to stop or until the
+    server is gone.
+    """
 
     def __init__(self, port: int, ledger: Ledger, tag: str, connections: int, window: int) -> None:
         self.ledger = ledger
@@ -141,7 +148,6 @@ class Load:
         except Refused as error:
             self.ledger.refuse(error)
             self.broken.set()
-            assert error.code in UNCERTAIN, error
 
     def _write(self, number: int, at: int) -> Write:
         name = f"{self.tag}/{number}/{at}"

@@ -1,4 +1,6 @@
-"""Slow, full and failing disks: nothing is acknowledged that is not durable, and what was acknowledged is there."""
+"""Slow, full and failing disks: nothing is acknowledged that is not durable, and what was
+acknowledged is there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.crash.load import Ledger, Load
 from tests.needs import need
 from tests.server import Program, Server

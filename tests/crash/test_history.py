@@ -8,7 +8,6 @@ import signal
 import time
 
 import pytest
-
 from tests.crash.history import Recorder
 from tests.depth import depth, seed
 from tests.linearizability import check, ordered

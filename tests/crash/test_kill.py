@@ -1,4 +1,6 @@
-"""kill -9 at random moments under load: every acknowledged write is there, none is half there, revisions never go back."""
+"""kill -9 at random moments under load: every acknowledged write is there, none is half there,
+revisions never go back.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import signal
 import time
 
 import pytest
-
 from tests.crash.load import Ledger, Load
 from tests.depth import depth, seed
 from tests.server import Program, Server

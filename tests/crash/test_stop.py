@@ -1,4 +1,6 @@
-"""Orderly ends and refused starts: SIGTERM under load, a second server on the same directory or port."""
+"""Orderly ends and refused starts: SIGTERM under load, a second server on the same directory or
+port.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.crash.load import Ledger, Load
 from tests.http2 import Raw, grpc_headers, prefixed
 from tests.messages import encode
