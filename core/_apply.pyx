@@ -175,6 +175,7 @@ cdef class Applier:
         cdef uint16_t error
         if self.no_space:
             return ERROR_NO_SPACE
+        self.path.size = 0
         error = self._check_put(op)
         if error:
             return error

@@ -13,7 +13,7 @@ cdef class LongReply:
     # A reply that is sent in slices as its client reads. Subclasses fill `next_slice`.
     cdef uint64_t request_id
     cdef size_t credit          # bytes that may still be sent before the worker pulls more
-    cdef uint32_t age           # ticks since it began
+    cdef uint32_t age           # milliseconds since it began
 
     cdef bint step(self, Port port) except -1
     cdef bint hinders(self) noexcept

@@ -159,12 +159,12 @@ cdef class Port:
                 more = True
         return more
 
-    def tick(self, uint32_t ticks_max):
-        """A tick went by: give up the replies that hinder others and are older than `ticks_max`."""
+    def tick(self, uint32_t milliseconds, uint32_t milliseconds_max):
+        """Time went by: give up the replies that hinder others and are older than the limit."""
         cdef LongReply reply
         for reply in list(self.long_replies.values()):
-            reply.age += 1
-            if reply.age > ticks_max and reply.hinders():
+            reply.age += milliseconds
+            if reply.age > milliseconds_max and reply.hinders():
                 self.refuse(reply.request_id, ERROR_LIST_ABANDONED)
                 self.cancel(reply.request_id)
 

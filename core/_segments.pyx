@@ -12,7 +12,10 @@ Rules:
 4. A segment that can't be made is the taker's error, not an error before it is needed.
 
 Zeros go out in steps of 128 KiB, each waited for and followed by a pause while there is time, so
-that a concurrent fdatasync finds a short queue.
+that a concurrent fdatasync finds a short queue. Measured with 4 KiB commits on ext4 on a virtual
+disk, p50 / p99 in µs over rounds: everything ready 170–200 / 290–890; while the active segment is
+filled 165–180 / 630–2600; while the next one is made 195–220 / 650–3600; never filled 225–280 /
+520–3500.
 """
 
 import os

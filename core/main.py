@@ -22,7 +22,6 @@ import trio
 from .boot import open_node
 from .config import Config
 from .fleet import Command, Fleet, WorkerMain
-from .limits import LONG_REPLY_SECONDS_MAX
 from .logs import Logger
 from .node import Node
 from .report import Report
@@ -31,6 +30,10 @@ from .version import SERVER_VERSION
 
 # How long a sleep is kept out of the event loop; also how late a signal or a tick may be seen.
 LINGER_MILLISECONDS = 1
+# A leader without followers has nobody to send heartbeats to: its ticks may be slow, and cost nothing.
+LONE_TICK_MILLISECONDS = 1000
+# Objects that may pile up before the collector looks for cycles among them.
+GARBAGE_OBJECTS_MAX = 100_000
 # However busy the turns are, the event loop gets its say this often.
 BUSY_SECONDS_MAX = 0.01
 # What a stopping worker may take to finish what its clients asked; the whole stop has 1.5 s.
@@ -43,9 +46,11 @@ def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
     listeners = open_listeners(config.listen_client_urls)
     fleet = Fleet(config, logger, listeners, worker_main)
     node = open_node(config, fleet.ports, fleet.core_bell.fd, logger)
-    # What lives now lives until the end: the collector need not walk it again and again.
+    # What lives now lives until the end, and a turn leaves no cycles behind: the collector need not
+    # walk it all again and again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS_MAX)
     fleet.tell(Command.SERVE)
     for slot in range(config.workers):
         fleet.start(slot)
@@ -65,7 +70,7 @@ async def serve(config: Config, logger: Logger, fleet: Fleet, node: Node) -> Non
     async with trio.open_nursery() as nursery:
         for slot in range(config.workers):
             nursery.start_soon(fleet.watch, slot)
-        nursery.start_soon(tick, config, fleet, node)
+        nursery.start_soon(tick, config, node)
         nursery.start_soon(turn, fleet, node, Report(config, node, fleet))
         log_ready(config, logger)
         await stop_signal(logger)
@@ -80,6 +85,7 @@ async def turn(fleet: Fleet, node: Node, report: Report) -> None:
     yielded = time.monotonic()
     while True:
         more = node.turn(handle)
+        fleet.replace_corrupt()
         if time.monotonic() - yielded > BUSY_SECONDS_MAX:
             await trio.lowlevel.checkpoint()
             yielded = time.monotonic()
@@ -92,13 +98,13 @@ async def turn(fleet: Fleet, node: Node, report: Report) -> None:
         bell.rise()
 
 
-async def tick(config: Config, fleet: Fleet, node: Node) -> None:
-    """Let raft's time go by, and see to workers that broke the rules."""
-    seconds = config.heartbeat_interval / 1000
+async def tick(config: Config, node: Node) -> None:
+    """Let time go by."""
     while True:
-        await trio.sleep(seconds)
-        node.tick(int(LONG_REPLY_SECONDS_MAX / seconds))
-        fleet.replace_corrupt()
+        leads = node.raft.leader == node.raft.id
+        milliseconds = LONE_TICK_MILLISECONDS if leads else config.heartbeat_interval
+        await trio.sleep(milliseconds / 1000)
+        node.tick(milliseconds)
 
 
 async def stop_signal(logger: Logger) -> None:

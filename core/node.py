@@ -30,6 +30,7 @@ from ._run import Run
 from ._wal import Wal
 from .apply import AlarmsDone, State
 from .errors import EtcdError, LeaderChangedError
+from .limits import LONG_REPLY_SECONDS_MAX
 from .logs import Logger
 from .messages import AlarmRequest, InternalRaftRequest, RequestHeader
 from .raft import Raft, Ready, SoftState
@@ -39,6 +40,8 @@ from .readindex import ReadState
 LONE_ENTRIES_MAX = 1
 # Compacted versions removed in a turn: below 100 microseconds.
 COMPACT_STEP = 200
+
+LONG_REPLY_MILLISECONDS_MAX = int(LONG_REPLY_SECONDS_MAX * 1000)
 
 # Gets None when a read index is applied, or why there is none.
 ReadDone = Callable[[EtcdError | None], None]
@@ -108,12 +111,12 @@ class Node:
                 each.flush()
         return more
 
-    def tick(self, long_reply_ticks_max: int) -> None:
-        """A tick of time went by."""
+    def tick(self, milliseconds: int) -> None:
+        """A tick went by, so long since the one before."""
         self.raft.tick()
         for port in self.ports:
             if port is not None:
-                port.tick(long_reply_ticks_max)
+                port.tick(milliseconds, LONG_REPLY_MILLISECONDS_MAX)
 
     def work(self, alone: bool = True) -> None:
         """Do what raft says until it says nothing more; `alone` as rule 2 says."""

@@ -68,7 +68,7 @@ cdef struct Route:
     uint32_t method         # of a hot one
     bint is_timed
     bint client_streams
-    uint64_t counts[COUNTS] # of a hot one: frontends/counters.py METHOD_FIELDS
+    uint64_t counts[COUNTS]     # of a hot one: frontends/counters.py METHOD_FIELDS
     Route *next             # of the same hash
 
 

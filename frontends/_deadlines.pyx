@@ -79,10 +79,10 @@ cdef int64_t wheel_next(Wheel *wheel) noexcept nogil:
     cdef uint32_t word = start >> 6
     cdef uint64_t bits = wheel.used[word] >> (start & 63) << (start & 63)
     cdef uint32_t slot
-    cdef int step
+    cdef int _step
     if wheel.count == 0:
         return -1
-    for step in range(WORDS + 1):
+    for _step in range(WORDS + 1):
         if bits:
             slot = word * 64 + <uint32_t>__builtin_ctzll(bits)
             return (wheel.tick + ((slot - start) & (SLOTS - 1))) << SLOT_SHIFT

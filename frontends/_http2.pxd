@@ -32,8 +32,8 @@ cdef struct Handler:
     void (*data)(void *owner, void *stream, const uint8_t *data, size_t size) noexcept nogil
     void (*half_close)(void *owner, void *stream) noexcept nogil
     void (*close)(void *owner, void *stream) noexcept nogil
+    # `end`: trailers follow. Nothing read and not `end`: asked again after http2_resume.
     size_t (*read)(void *owner, void *stream, uint8_t *out, size_t room, bint *end) noexcept nogil
-        # `end`: trailers follow; nothing read and not `end`: asked again after http2_resume
     # at most PAIRS_MAX
     size_t (*trailers)(void *owner, void *stream, nghttp2_nv *pairs) noexcept nogil
 

@@ -15,7 +15,7 @@ Rules:
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
-from libc.string cimport memcmp, memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, strlen
 
 from quorate.core import limits
 from quorate.frontends._nghttp2 cimport *

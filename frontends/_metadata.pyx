@@ -8,7 +8,7 @@ Rules:
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.string cimport memcmp, strlen
+from libc.string cimport memcmp
 
 from quorate.core._bytes cimport buffer_append, load_le32
 from quorate.frontends._nghttp2 cimport NGHTTP2_NV_FLAG_NO_COPY_NAME, NGHTTP2_NV_FLAG_NO_COPY_VALUE

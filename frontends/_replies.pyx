@@ -393,7 +393,8 @@ cdef class Replies(Calls):
     def send_message(self, uint64_t call_id, bytes message):
         """Send one message on a call; answers how many bytes wait for the client.
 
-        -1 means that the call is over. Above limits.CALL_SEND_BYTES_HIGH a patient sender waits for the call's DRAINED event.
+        -1 means that the call is over. Above limits.CALL_SEND_BYTES_HIGH a patient sender waits for
+        the call's DRAINED event.
         """
         cdef Call *call = self._call_of(call_id)
         cdef const uint8_t *data = message

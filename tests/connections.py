@@ -1,4 +1,4 @@
-"""A client without a socket: frames in and out of a `Connection`, and a core that is a pair of rings.
+"""A client without a socket: frames in and out of a `Connection`; a core that is two rings.
 
 Rules:
 1. Frames are built by hand, so that a test can send what no library would.
@@ -8,7 +8,6 @@ Rules:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -18,7 +17,6 @@ import hyperframe.frame as frames
 from quorate.core._ring import Ring
 from quorate.frontends._grpc import Connection, Grpc
 from tests.http2 import (
-    CONTINUATION,
     DATA,
     HEADERS,
     PREFACE,
@@ -168,16 +166,3 @@ class Core:
         """Give one reply record."""
         size = len(payload) if extra is None else extra
         return self._outbox.push(REPLY.pack(request_id, size, flags, error, 0) + payload)
-
-    def close(self) -> None:
-        """Nothing to do: the rings go with the object."""
-
-
-def continuation_flood(stream: int, count: int) -> bytes:
-    """A header block that does not end."""
-    return frame(HEADERS, 0, stream, b"") + frame(CONTINUATION, 0, stream, b"") * count
-
-
-def statuses(answers: Iterable[Answer]) -> list[str | None]:
-    """The gRPC codes."""
-    return [answer.status[0] for answer in answers]

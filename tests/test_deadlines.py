@@ -13,7 +13,7 @@ def test_the_wheel_agrees_with_a_dict() -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    wheel, model, now = Deadlines(), {number: 0 for number in range(50)}, 10**12
+    wheel, model, now = Deadlines(), dict.fromkeys(range(50), 0), 10**12
     for number in model:
         wheel.set(number, 0)
     assert sorted(wheel.pop(now)) == sorted(model)

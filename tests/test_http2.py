@@ -1,4 +1,4 @@
-"""Limits of one HTTP/2 connection, each attack on a connection without a socket (hardening T30-T39)."""
+"""Limits of one HTTP/2 connection: each attack, on a connection without a socket."""
 
 from __future__ import annotations
 
@@ -139,14 +139,15 @@ def test_a_header_list_has_a_size(world: World) -> None:
     world.client.next_stream += 2
     big = block([*grpc_headers(PUT), *[(f"x{n}", "v" * 1000) for n in range(17)]])
     world.client.feed(
-        frame(HEADERS, 0, stream, big[:16000]) + frame(CONTINUATION, END_HEADERS, stream, big[16000:])
+        frame(HEADERS, 0, stream, big[:16000])
+        + frame(CONTINUATION, END_HEADERS, stream, big[16000:])
     )
     assert world.client.answers[stream].reset == FRAME_SIZE_ERROR
     assert world.works()
 
 
 def test_an_hpack_bomb_is_only_read(world: World) -> None:
-    """One table entry of 4,000 bytes, named 8,000 times with one byte each: 32 MB of headers in 12 KB."""
+    """A table entry of 4,000 bytes, named 8,000 times: 32 MB of headers in 12 KB."""
     entry = b"\x40\x01x\x7f" + b"\xa1\x1e" + b"v" * 4000
     world.client.feed(frame(HEADERS, END_HEADERS | END_STREAM, 1, entry + b"\xbe" * 8000))
     assert world.client.answers[1].reset == FRAME_SIZE_ERROR
@@ -369,7 +370,9 @@ def test_zero_windows_hold_replies_within_bounds() -> None:
         client.read()
         assert grpc.gauges()["reply_bytes"] <= limits.REPLY_BYTES_MAX
     assert grpc.gauges()["calls_cut"] > 400
-    client.feed(frame(SETTINGS, 0, 0, struct.pack("!HI", 4, 1 << 20)) + frame(WINDOW, 0, 0, b"\0\x10\0\0"))
+    client.feed(
+        frame(SETTINGS, 0, 0, struct.pack("!HI", 4, 1 << 20)) + frame(WINDOW, 0, 0, b"\0\x10\0\0")
+    )
     assert any(answer.status == ("0", "") for answer in client.answers.values())
 
 

@@ -1,4 +1,4 @@
-"""The pump: real sockets on loopback, turned by the test itself or by a thread, and a core made of rings."""
+"""The pump: real sockets on loopback, turned by a thread, and a core made of rings."""
 
 from __future__ import annotations
 
@@ -190,7 +190,9 @@ def test_a_client_that_reads_nothing_is_bounded_and_slows_nobody() -> None:
         bad = socket.create_connection(("127.0.0.1", loop.port))
         with contextlib.closing(bad):
             window = struct.pack("!HI", 4, 0x7FFFFFFF)
-            bad.sendall(PREFACE + frame(SETTINGS, 0, 0, window) + frame(WINDOW, 0, 0, b"\x7f\xff\0\0"))
+            bad.sendall(
+                PREFACE + frame(SETTINGS, 0, 0, window) + frame(WINDOW, 0, 0, b"\x7f\xff\0\0")
+            )
             for number in range(2000):
                 bad.sendall(call_bytes(2 * number + 1))
             assert until(lambda: len(loop.asked) > 50)
@@ -317,6 +319,8 @@ def test_half_open_and_vanishing_clients_leave_nothing(loop: Loop) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0))
         client.close()
     assert until(lambda: loop.pump.gauges()["accepted"] >= 190)
-    assert until(lambda: not loop.pump.gauges()["clients_live"] and not loop.pump.gauges()["calls_live"])
+    assert until(
+        lambda: not loop.pump.gauges()["clients_live"] and not loop.pump.gauges()["calls_live"]
+    )
     with loop.client() as client_:
         assert client_.call(PUT, PUT_REQUEST).status == 0

@@ -212,7 +212,7 @@ def test_only_a_record_larger_than_a_segment_makes_one_grow() -> None:
 
 
 def test_a_segment_that_begins_inside_a_batch_of_a_new_term_is_read() -> None:
-    """Hypothesis found it: the head repeats a HardState that is older than the entries before it."""
+    """Hypothesis found it: the head repeats a HardState older than the entries before it."""
     disk = SimDisk(random.Random(1))
     wal = create(disk)
     wal.append(run_of(1, 1, b"x"), (1, NODE, 0))
@@ -716,7 +716,7 @@ def test_zeros_are_never_written_over_the_log(tmp_path: Path) -> None:
     directory = str(tmp_path / "wal")
     wal = Wal.create(OsDisk(), directory, NODE, CLUSTER, segment_bytes=16_000_000)
     log: Log = {}
-    for size in [5_000_000] + [2000] * 60 + [3_000_000] + [2000] * 60:
+    for size in [9_000_000] + [2000] * 60 + [2_000_000] + [2000] * 60:
         data = os.urandom(size)
         wal.append(run_of(len(log) + 1, 1, data), (1, NODE, len(log)))
         wal.sync()

@@ -19,9 +19,9 @@ Rules:
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
@@ -341,8 +341,8 @@ cdef class Pump(Grpc):
 
     cdef void _accept_all(self, Source *listener) noexcept nogil:
         """Take waiting connections, the rest in the next round or by another worker."""
-        cdef int i, fd
-        for i in range(ACCEPTS_PER_ROUND):
+        cdef int _i, fd
+        for _i in range(ACCEPTS_PER_ROUND):
             fd = quorate_accept(listener.fd)
             if fd >= 0:
                 self.accepted += 1

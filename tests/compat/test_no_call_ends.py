@@ -122,9 +122,10 @@ def heal(client: Client) -> None:
     """Undo what random calls may have switched on: alarms, authentication, downgrades."""
     undo: list[tuple[str, Message]] = [
         ("Auth/AuthDisable", {}),
-        ("Maintenance/Alarm", {"action": 2, "alarm": 0}),
         ("Maintenance/Downgrade", {"action": 2}),
     ]
+    alarms = client.call("Maintenance/Alarm", {"action": 0}).get("alarms", [])
+    undo += [("Maintenance/Alarm", {"action": 2, **alarm}) for alarm in alarms]
     for name, message in undo:
         with suppress(Refused, grpc.FutureTimeoutError):
             client.call(name, message)

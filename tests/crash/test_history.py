@@ -53,9 +53,19 @@ def test_a_history_with_kills_of_workers(server: Server, program: Program) -> No
     with Recorder(server.port, 8, 6, seed(), pace=0.01) as recorder:
         for _ in range(4):
             time.sleep(0.5)
-            os.kill(server.workers()[0], signal.SIGKILL)
+            # One that has just been replaced may not have its successor yet.
+            os.kill(wait_for_worker(server), signal.SIGKILL)
         time.sleep(0.5)
     verify(recorder, least=100)
+
+
+def wait_for_worker(server: Server, seconds: float = 2.0) -> int:
+    """A worker of the server; raises AssertionError if it has none for so long."""
+    end = time.monotonic() + seconds
+    while not (workers := server.workers()):
+        assert time.monotonic() < end, "no worker"
+        time.sleep(0.01)
+    return workers[0]
 
 
 def test_a_paused_core_is_late_and_nothing_is_wrong(server: Server) -> None:
