@@ -380,6 +380,10 @@ cdef uint32_t _kv_method(const uint8_t *data, size_t size, Span *request) noexce
     while reader.at < reader.end:
         if not read_tag(&reader, &field, &wire):
             return METHOD_NONE
+        if wire == WIRE_BYTES and field == 2:
+            # A request of the v2 API, in its field or, up to etcd 3.4, bare: then 2 is its method,
+            # and what follows only looks like the fields below. etcd, too, asks for it first.
+            return METHOD_NONE
         if wire == WIRE_BYTES and 3 <= field <= 7:
             if not read_bytes(&reader, request):
                 return METHOD_NONE

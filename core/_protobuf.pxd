@@ -2,9 +2,9 @@
 """Protocol-buffer primitives, inline: a bounds-checked reader and a writer into reserved memory.
 
 The reader accepts exactly what Go's protobuf accepts: varints of at most 10 bytes, field numbers
-1..2**29-1, wire types 0, 1, 2, 5 and balanced groups; everything else makes it answer False, and the
-caller refuses the message. A known field with another wire type than expected is skipped like an
-unknown one.
+1..2**29-1, wire types 0, 1, 2, 5 and balanced groups; everything else makes it answer False, and
+the caller refuses the message. A known field with another wire type than expected is skipped like
+an unknown one.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t

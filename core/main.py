@@ -30,7 +30,7 @@ from .version import SERVER_VERSION
 
 # How long a sleep is kept out of the event loop; also how late a signal or a tick may be seen.
 LINGER_MILLISECONDS = 1
-# A leader without followers has nobody to send heartbeats to: its ticks may be slow, and cost nothing.
+# A leader without followers has nobody to send heartbeats to: its ticks may be slow and rare.
 LONE_TICK_MILLISECONDS = 1000
 # Objects that may pile up before the collector looks for cycles among them.
 GARBAGE_OBJECTS_MAX = 100_000

@@ -440,6 +440,32 @@ def test_replies_with_wrong_ids_are_counted_and_hurt_nobody(world: World) -> Non
     assert world.grpc.gauges()["replies_wrong"] == 1
 
 
+def test_a_late_reply_does_not_reach_the_next_call_of_its_slot(world: World) -> None:
+    world.client.call(None, grpc_headers(PUT, grpc_timeout="10m"))
+    ((old, *_),) = world.requests()
+    world.wait(1)
+    world.requests()
+    answers = [world.client.call() for _ in range(100)]
+    slots = {request_id & 0xFFFFFFFF for request_id, *_ in world.requests()}
+    assert old & 0xFFFFFFFF in slots
+    world.core.reply(old, b"late")
+    world.deliver()
+    assert all(answer.data == b"" for answer in answers)
+    assert world.grpc.gauges()["replies_late"] == 1
+
+
+def test_a_slice_beyond_its_message_ends_the_call(world: World) -> None:
+    bad = world.client.call()
+    ((request_id, *_),) = world.requests()
+    world.core.reply(request_id, b"tw", FIRST, 0, 4)
+    world.deliver()
+    world.core.reply(request_id, b"three", 0)
+    world.deliver()
+    assert bad.reset == 11
+    assert world.grpc.gauges()["replies_wrong"] == 1
+    assert world.grpc.gauges()["reply_bytes"] == 0
+
+
 @pytest.mark.parametrize(
     ("payload", "flags", "error", "extra"),
     [

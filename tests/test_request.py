@@ -3,6 +3,7 @@ reading of the rules.
 """
 
 import random
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from quorate.core.errors import (
 from quorate.frontends._kv import judge
 
 RANGE, PUT, DELETE, TXN, COMPACT, STREAM = 1, 2, 3, 4, 5, 6
-Op = tuple[object, ...]
+Op = tuple[Any, ...]
 
 
 def varint(value: int) -> bytes:
@@ -134,27 +135,27 @@ def model(ops: list[Op]) -> tuple[set[bytes], list[tuple[bytes, bytes]]]:
     for op in ops:
         if op[0] != "txn":
             continue
-        (then_puts, then_deletes), (else_puts, else_deletes) = model(op[1]), model(op[2])  # type: ignore[arg-type]
+        (then_puts, then_deletes), (else_puts, else_deletes) = model(op[1]), model(op[2])
         for key in then_puts | else_puts:
-            if key in puts or any(covers(b, e, key) for b, e in deletes):  # type: ignore[arg-type]
+            if key in puts or any(covers(b, e, key) for b, e in deletes):
                 raise Duplicate
         puts |= then_puts | else_puts
         deletes += then_deletes + else_deletes
     for op in ops:
         if op[0] == "put":
-            if op[1] in puts or any(covers(b, e, op[1]) for b, e in deletes):  # type: ignore[arg-type]
+            if op[1] in puts or any(covers(b, e, op[1]) for b, e in deletes):
                 raise Duplicate
-            puts.add(op[1])  # type: ignore[arg-type]
-    return puts, deletes  # type: ignore[return-value]
+            puts.add(op[1])
+    return puts, deletes
 
 
 def encode_op(op: Op) -> bytes:
     if op[0] == "put":
-        return field(2, field(1, op[1]))  # type: ignore[arg-type]
+        return field(2, field(1, op[1]))
     if op[0] == "delete":
         end = op[2]
-        return field(3, field(1, op[1]) + (field(2, end) if end else b""))  # type: ignore[arg-type]
-    return field(4, encode(op[1], op[2]))  # type: ignore[arg-type]
+        return field(3, field(1, op[1]) + (field(2, end) if end else b""))
+    return field(4, encode(op[1], op[2]))
 
 
 def encode(success: list[Op], failure: list[Op]) -> bytes:

@@ -1,4 +1,4 @@
-"""core/_ring: records arrive whole and in order, and a lying neighbour is noticed, never followed."""
+"""core/_ring: records arrive whole, in order, and a lying neighbour is noticed, never followed."""
 
 import random
 
