@@ -28,15 +28,15 @@ NOT_YET = "No full run of the benchmark is kept here yet; the command below make
 
 # What a reader wants to know first: what it is called here, the report's row, its figure.
 LINES = (
-    ("put, 1 connection × 1 stream: p50", "put 1x1, one key", "p50_us"),
-    ("put, 1×100", "put 1x100, one key", "per_second"),
-    ("put, 10×10", "put 10x10, one key", "per_second"),
-    ("put, 100×10", "put 100x10, one key", "per_second"),
-    ("put, 100×10, 100,000 keys", "put 100x10, 100,000 keys", "per_second"),
+    ("put, 1 connection x 1 stream: p50", "put 1x1, one key", "p50_us"),
+    ("put, 1x100", "put 1x100, one key", "per_second"),
+    ("put, 10x10", "put 10x10, one key", "per_second"),
+    ("put, 100x10", "put 100x10, one key", "per_second"),
+    ("put, 100x10, 100,000 keys", "put 100x10, 100,000 keys", "per_second"),
     ("server CPU of such a put", "put 100x10, 100,000 keys", "cpu_us"),
-    ("linearizable get, 100×10", "get 100x10, linearizable", "per_second"),
-    ("serializable get, 100×10", "get 100x10, serializable", "per_second"),
-    ("Kubernetes' update (txn), 100×10", "txn 100x10", "per_second"),
+    ("linearizable get, 100x10", "get 100x10, linearizable", "per_second"),
+    ("serializable get, 100x10", "get 100x10, serializable", "per_second"),
+    ("Kubernetes' update (txn), 100x10", "txn 100x10", "per_second"),
     ("count of 1,000,000 keys: p50", "count of all", "p50_us"),
     ("list of 500 out of 1,000,000 keys: p50", "list, limit 500", "p50_us"),
     ("five lists of 300 MB at once: extra memory", "five lists of all", "extra_peak_mib"),
@@ -55,8 +55,14 @@ def is_whole(document: Any) -> bool:
     names = [each["name"] for each in targets]
     own = [each["name"] for each in targets if each["is_quorate"]]
     rounds = document["rounds"]
-    return bool(own) and len(names) > len(own) and all(
-        len(rounds.get(name, {}).get(row, ())) >= ROUNDS_MIN for name in names for _, row, _ in LINES
+    return (
+        bool(own)
+        and len(names) > len(own)
+        and all(
+            len(rounds.get(name, {}).get(row, ())) >= ROUNDS_MIN
+            for name in names
+            for _, row, _ in LINES
+        )
     )
 
 

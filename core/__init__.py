@@ -1,4 +1,52 @@
-"""quorate.core"""
+"""The replicated state machine, its disk, and the processes that serve it.
+
+Only four kinds of module touch the world: rings, disk and log, the fleet of workers, and the
+process itself (marked *). All else is bytes and numbers in, bytes and numbers out. Imports go
+downward in this list; `tests/test_tidy.py` says no to a cycle.
+
+To understand a write, read in this order: `node`, `_batch`, `raft`, `_wal`, `_apply`, `_mvcc`,
+`_port`. docs/ARCHITECTURE.md walks through them with one Put.
+
+Words that all share
+    errors, _errors     every expected error: id, gRPC code, etcd's text
+    limits              every maximum and its reason
+    version             what we say we are
+    _bytes, _protobuf   loads, stores, CRC, buffers; protobuf's primitives
+    _record             what workers and core say to one another
+    _request, _reply    KV messages as C structs: decoding and checks; encoding
+    admincalls          the numbers of what is asked in Python
+
+The road of a request
+    _ring *             rings and doorbells
+    _port               one worker as the core sees it, and replies that take long
+    _batch              the requests of a turn: one run of entries, reads that wait
+    _run                a run of entries in C memory
+    node                the turn: drain, propose, store, apply, serve
+
+Consensus and disk
+    raft, raftlog, readindex    the pure machine
+    messages, protobuf          its values, and those of entries that Python applies
+    _disk *             the contract of a disk, and the real one
+    _wal *, _segments *         the log, and its segments made ahead
+    _walframe, _walread, _waltail   its records, reading it back, judging its end
+
+State
+    apply               everything that entries made: store, members, alarms
+    _apply              KV entries and read-only transactions on the store
+    members             members, their ids, alarms, cluster version
+    _mvcc               the store: revisions, versions, compaction, hashes
+    _version, _keytree, _history, _arena    one version; the tree; the order; the memory
+    _selection, _listing        what a Range selects, and how a long answer leaves in slices
+    _storeview          the store for Python: tests and tools
+
+The process *
+    config, flags, configfile   what the user asked for
+    logs, versiontext           what the user is told
+    sockets, fleet      listening sockets; workers forked, watched, replaced
+    boot                a data directory becomes a member
+    admin, report       what is answered in Python
+    main                everything together, until a signal
+"""
 
 if __name__ != "quorate.core":
     raise ImportError(f"import quorate.core, not {__name__!r}")

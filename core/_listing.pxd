@@ -16,25 +16,18 @@ cdef class Listing(LongReply):
     # A long RangeResponse, in slices.
     cdef Selection selection        # held
     cdef Header header
-    cdef Buffer pending             # encoded and not yet sent
-    cdef size_t pending_at
-    cdef size_t next                # key-value to encode next
-    cdef size_t total_size          # bytes of the whole message; 0 until the head is encoded
-    cdef bint encoded               # the tail is encoded too
+    cdef size_t message_size        # bytes of the message under way; 0 before it begins
 
-    cdef int _send(self, Port port, uint16_t flags, bint last) except -1
-    cdef int _encode(self) except -1
+    cdef bint _send(self, Port port, uint16_t flags) except -1
 
 
 cdef class Stream(Listing):
     # A RangeStream: chunks of about `chunk_bytes`, each a message.
     cdef size_t chunk_bytes
     cdef size_t limit               # key-values of the next chunk
-    cdef size_t chunk_size          # bytes of the chunk under way; 0 = none
+    cdef size_t chunk_end           # the chunk under way ends before this key-value
 
-    cdef int _encode_chunk(self) except -1
-    cdef size_t _chunk_end(self) noexcept
-    cdef int _send_chunk(self, Port port) except -1
+    cdef int _begin_chunk(self) except -1
 
 
 cdef class Hashing(LongReply):

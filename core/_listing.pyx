@@ -5,83 +5,62 @@ Rules:
 1. A step looks at STEP_KEYS_MAX keys or encodes one slice: some hundred microseconds at most,
    however long the list.
 2. The length of a gRPC message stands before it, so a list is walked and measured whole before its
-   first slice; only pointers are kept meanwhile.
-3. What is encoded and not sent is at most one slice and one key-value.
+   first slice.
+3. Nothing is encoded ahead: a slice is made when it can be sent, of parts of large values.
 """
 
 from libc.stdint cimport uint16_t, uint64_t
-from libc.string cimport memmove
 
-from quorate.core._bytes cimport Buffer, buffer_free
+from quorate.core._bytes cimport Buffer, buffer_free, buffer_reserve
 from quorate.core._errors cimport ERROR_REPLY_TOO_LARGE
 from quorate.core._port cimport LongReply, Port
+from quorate.core._protobuf cimport write_varint
 from quorate.core._record cimport REPLY_END, REPLY_FIRST, REPLY_LAST, REPLY_SLICE_MAX, REPLY_WHOLE
 from quorate.core._reply cimport (
-    TAG_STREAM_RANGE_RESPONSE, append_header, append_number, close_nested, key_value_size,
-    open_nested,
+    TAG_STREAM_RANGE_RESPONSE, append_header, append_number,
 )
-from quorate.core._request cimport omitted
 from quorate.core._selection cimport MESSAGE_BYTES_MAX, STEP_KEYS_MAX
 
 cdef enum:
+    # Bytes of a message before and after its key-values, at most.
+    ENDS_SIZE_MAX = 128
     # etcd's first chunk of a RangeStream (initialStreamChunkLimit).
     STREAM_FIRST_KEYS = 10
     # Versions hashed per step.
     STEP_HASHES_MAX = 1000
 
 
+# The slice under way; no turn encodes two at once.
+cdef Buffer scratch
+
+
 cdef class Listing(LongReply):
     """A long RangeResponse."""
 
-    def __dealloc__(self):
-        buffer_free(&self.pending)
-
     cdef bint step(self, Port port) except -1:
-        if not self.selection.step(STEP_KEYS_MAX):
+        cdef size_t room = min(<size_t>REPLY_SLICE_MAX, self.credit)
+        cdef uint16_t flags = 0
+        if not self.selection.step(STEP_KEYS_MAX) or room < ENDS_SIZE_MAX:
             return False
-        if self.total_size == 0:
-            self.total_size = self.selection.message_size(&self.header)
-            if self.total_size > MESSAGE_BYTES_MAX:
+        scratch.size = 0
+        if self.message_size == 0:
+            self.message_size = self.selection.message_size(&self.header)
+            if self.message_size > MESSAGE_BYTES_MAX:
                 port.refuse(self.request_id, ERROR_REPLY_TOO_LARGE)
                 return True
-            self.selection.append_head(&self.pending, &self.header)
-            self._encode()
-            return self._send(port, REPLY_FIRST, self.encoded)
-        self._encode()
-        return self._send(port, 0, self.encoded)
-
-    cdef int _encode(self) except -1:
-        """Encode key-values until a slice is full, and the tail after the last."""
-        while (self.next < self.selection.total
-                and self.pending.size - self.pending_at < REPLY_SLICE_MAX):
-            self.selection.append_kv(&self.pending, self.next)
-            self.next += 1
-        if self.next == self.selection.total and not self.encoded:
-            self.selection.append_tail(&self.pending)
-            self.encoded = True
-        return 0
-
-    cdef int _send(self, Port port, uint16_t flags, bint last) except -1:
-        """Send what credit allows of what is pending; 1 when that was the end of the call."""
-        cdef size_t size = self.pending.size - self.pending_at
-        if size > REPLY_SLICE_MAX or size > self.credit:
-            size = min(<size_t>REPLY_SLICE_MAX, self.credit)
-            last = False
-        if size == 0 and not last:
-            return 0
-        if last:
+            self.selection.append_head(&scratch, &self.header)
+            flags = REPLY_FIRST
+        self.selection.append_some(&scratch, self.selection.total, room)
+        if self.selection.appended == self.selection.total:
+            self.selection.append_tail(&scratch)
             flags |= REPLY_LAST | REPLY_END
-        port.reply(
-            self.request_id, flags, 0, self.total_size, self.pending.data + self.pending_at, size)
-        self.credit -= size
-        self.pending_at += size
-        if self.pending_at >= REPLY_SLICE_MAX:
-            memmove(
-                self.pending.data, self.pending.data + self.pending_at,
-                self.pending.size - self.pending_at)
-            self.pending.size -= self.pending_at
-            self.pending_at = 0
-        return last
+        return self._send(port, flags)
+
+    cdef bint _send(self, Port port, uint16_t flags) except -1:
+        """Send the slice; whether it was the call's last."""
+        port.reply(self.request_id, flags, 0, self.message_size, scratch.data, scratch.size)
+        self.credit -= min(self.credit, scratch.size)
+        return (flags & REPLY_END) != 0
 
     cdef bint hinders(self) noexcept:
         """Whether a compaction waits for the revision that this list reads."""
@@ -97,64 +76,50 @@ cdef class Stream(Listing):
     """
 
     cdef bint step(self, Port port) except -1:
-        if not self.selection.step(STEP_KEYS_MAX):
+        cdef size_t room = min(<size_t>REPLY_SLICE_MAX, self.credit)
+        cdef uint16_t flags = 0
+        if not self.selection.step(STEP_KEYS_MAX) or room < ENDS_SIZE_MAX:
             return False
-        if self.limit == 0:
-            self.limit = STREAM_FIRST_KEYS
-        if self.pending.size == 0 and not self.encoded:
-            self._encode_chunk()
-        return self._send_chunk(port)
-
-    cdef int _encode_chunk(self) except -1:
-        """Encode the next chunk as one message; the chunks grow and shrink to come near
-        `chunk_bytes`.
-        """
-        cdef size_t nested = open_nested(&self.pending, TAG_STREAM_RANGE_RESPONSE)
-        cdef size_t end = self._chunk_end()
-        self.encoded = end == self.selection.total
-        if self.encoded:
-            self.selection.append_head(&self.pending, &self.header)
-        while self.next < end:
-            self.selection.append_kv(&self.pending, self.next)
-            self.next += 1
-        if self.encoded:
-            self.selection.append_tail(&self.pending)
-        close_nested(&self.pending, nested)
-        if self.pending.size < self.chunk_bytes // 2:
-            self.limit *= 2
-        elif self.pending.size > 2 * self.chunk_bytes:
-            self.limit = max(self.limit // 2, <size_t>1)
-        self.chunk_size = self.pending.size
-        return 0
-
-    cdef size_t _chunk_end(self) noexcept:
-        """Where the next chunk ends: after `limit` key-values, or earlier where they are large."""
-        cdef size_t end = self.next
-        cdef size_t size = 0
-        while (end < self.selection.total and end - self.next < self.limit
-                and size < 2 * self.chunk_bytes):
-            size += key_value_size(self.selection.at(end), omitted(&self.selection.op))
-            end += 1
-        return end
-
-    cdef int _send_chunk(self, Port port) except -1:
-        """Send a slice of the chunk; 1 when the call is over."""
-        cdef size_t left = self.pending.size - self.pending_at
-        cdef size_t size = min(left, <size_t>REPLY_SLICE_MAX, self.credit)
-        cdef uint16_t flags = REPLY_FIRST if self.pending_at == 0 else 0
-        if size == 0:
-            return 0
-        if size == left:
+        scratch.size = 0
+        if self.message_size == 0:
+            self._begin_chunk()
+            flags = REPLY_FIRST
+        self.selection.append_some(&scratch, self.chunk_end, room)
+        if self.selection.appended == self.chunk_end:
             flags |= REPLY_LAST
-            if self.encoded:
+            if self.chunk_end == self.selection.total:
+                self.selection.append_tail(&scratch)
                 flags |= REPLY_END
-        port.reply(
-            self.request_id, flags, 0, self.chunk_size, self.pending.data + self.pending_at, size)
-        self.credit -= size
-        self.pending_at += size
-        if size == left:
-            self.pending.size = self.pending_at = 0
+        self._send(port, flags)
+        if flags & REPLY_LAST:
+            self.message_size = 0
         return (flags & REPLY_END) != 0
+
+    cdef int _begin_chunk(self) except -1:
+        """Begin the next message; chunks grow and shrink to come near `chunk_bytes`."""
+        cdef Selection selection = self.selection
+        cdef size_t kvs_size = 0
+        cdef size_t size
+        cdef size_t gap
+        self.limit = self.limit or STREAM_FIRST_KEYS
+        self.chunk_end = selection.appended + selection.look_ahead(
+            self.limit, 2 * self.chunk_bytes, &kvs_size)
+        size = kvs_size
+        if self.chunk_end == selection.total:
+            # The message's size is the whole reply's less what went before.
+            size = selection.message_size(&self.header) - selection.kvs_size + kvs_size
+        buffer_reserve(&scratch, ENDS_SIZE_MAX)
+        scratch.data[0] = TAG_STREAM_RANGE_RESPONSE
+        gap = write_varint(scratch.data + 1, size) - scratch.data
+        scratch.size = gap
+        self.message_size = gap + size
+        if self.chunk_end == selection.total:
+            selection.append_head(&scratch, &self.header)
+        if kvs_size < self.chunk_bytes // 2:
+            self.limit *= 2
+        elif kvs_size > 2 * self.chunk_bytes:
+            self.limit = max(self.limit // 2, <size_t>1)
+        return 0
 
 
 cdef class Hashing(LongReply):

@@ -8,6 +8,8 @@ class Port:
     generation: int
     corrupt: bool
     dropped: int
+    @property
+    def waits_for_room(self) -> bool: ...
     def __init__(
         self, requests: Ring, replies: Ring, bell: Doorbell, slot: int, generation: int
     ) -> None: ...

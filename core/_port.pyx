@@ -145,13 +145,20 @@ cdef class Port:
         """Whether this worker leaves replies lying, so that nothing more is taken from it."""
         return self.backlog.size != 0
 
+    @property
+    def waits_for_room(self):
+        """Whether replies wait for room in the ring; the worker does not ring when it makes some."""
+        return self.blocked()
+
     def step(self):
         """Carry on every long reply by one slice; True while one of them could go on at once."""
         cdef LongReply reply
         cdef bint more = False
-        if not self.long_replies or self.blocked():
+        if not self.long_replies:
             return False
         for reply in list(self.long_replies.values()):
+            if self.blocked():
+                return False
             if reply.step(self):
                 del self.long_replies[reply.request_id]
                 reply.finish()

@@ -45,7 +45,7 @@ cdef enum ReplyFlag:
 
 cdef enum:
     # Bytes of one long reply that may be under way between core and worker.
-    REPLY_WINDOW = 262144
+    REPLY_WINDOW = 131072
     # A slice is at most this long, so that the core turns to other requests in between.
     REPLY_SLICE_MAX = 65536
 

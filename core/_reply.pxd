@@ -7,7 +7,7 @@ As protobuf wants it, zeros and empty bytes are left out.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove
 
-from quorate.core._bytes cimport Buffer, buffer_reserve
+from quorate.core._bytes cimport Buffer, buffer_append, buffer_reserve
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._version cimport (
     Version, version_key, version_key_size, version_lease, version_value, version_value_size,
@@ -31,6 +31,8 @@ cdef enum:
     OMIT_NOTHING = 0
     OMIT_VALUE = 1
     OMIT_LEASE = 2
+    # Above this a value may be sent in parts.
+    VALUE_CUT_MIN = 65536
     # Tags and varints around a key and a value, at most.
     KEY_VALUE_OVERHEAD_MAX = 64
 
@@ -101,11 +103,24 @@ cdef inline size_t key_value_size(const Version *version, int omit) noexcept nog
 cdef inline int append_key_value(
         Buffer *out, uint8_t tag, const Version *version, int omit) except -1 nogil:
     """Append a version as a field that holds a mvccpb.KeyValue."""
+    append_key_value_head(out, tag, version, omit)
+    if not omit & OMIT_VALUE:
+        buffer_append(out, version_value(version), version_value_size(version))
+    if not omit & OMIT_LEASE:
+        append_number(out, 48, <uint64_t>version_lease(version))
+    return 0
+
+
+cdef inline int append_key_value_head(
+        Buffer *out, uint8_t tag, const Version *version, int omit) except -1 nogil:
+    """Append what of that field comes before the value's bytes."""
     cdef size_t size = key_value_size(version, omit)
     cdef size_t key = version_key_size(version)
     cdef size_t value = 0 if omit & OMIT_VALUE else version_value_size(version)
     cdef uint8_t *at
-    buffer_reserve(out, size + KEY_VALUE_OVERHEAD_MAX)
+    # The room is for all of the field, so that what comes after the head moves nothing.
+    buffer_reserve(out, size + KEY_VALUE_OVERHEAD_MAX if size < VALUE_CUT_MIN
+                   else key + KEY_VALUE_OVERHEAD_MAX)
     at = out.data + out.size
     at[0] = tag
     at = write_varint(at + 1, size)
@@ -120,12 +135,34 @@ cdef inline int append_key_value(
     if value:
         at[0] = 42
         at = write_varint(at + 1, value)
-        memcpy(at, version_value(version), value)
-        at += value
-    if not omit & OMIT_LEASE:
-        at = write_number(at, 48, <uint64_t>version_lease(version))
     out.size = at - out.data
     return 0
+
+
+cdef inline size_t append_key_value_part(
+        Buffer *out, uint8_t tag, const Version *version, int omit, size_t start,
+        size_t size_max) except? 0 nogil:
+    """Append at most `size_max` bytes of that field from its byte `start` on; answers how many."""
+    cdef size_t began = out.size
+    cdef size_t head, value, tail
+    cdef size_t end = start + size_max
+    append_key_value_head(out, tag, version, omit)
+    head = out.size - began
+    value = 0 if omit & OMIT_VALUE else version_value_size(version)
+    if end > head and start < head + value:
+        tail = max(start, head) - head
+        buffer_append(out, version_value(version) + tail, min(end - head, value) - tail)
+    if end > head + value and not omit & OMIT_LEASE:
+        append_number(out, 48, <uint64_t>version_lease(version))
+    if start:
+        # Drop what was sent before: of the head, and of the few bytes after the value.
+        tail = min(start, head)
+        if start > head + value:
+            tail += start - head - value
+        memmove(out.data + began, out.data + began + tail, out.size - began - tail)
+        out.size -= tail
+    out.size = min(out.size, began + size_max)
+    return out.size - began
 
 
 cdef inline size_t open_nested(Buffer *out, uint8_t tag) except 0 nogil:

@@ -10,10 +10,10 @@ from quorate.core._request cimport Op
 from quorate.core._version cimport Version
 
 cdef enum SelectionPhase:
-    PHASE_WALK = 0          # collect versions in key order
+    PHASE_WALK = 0          # measure, or collect to sort, in key order
     PHASE_COUNT = 1         # only count the rest of the range
     PHASE_SORT = 2
-    PHASE_MEASURE = 3       # add up the bytes of the reply
+    PHASE_MEASURE = 3       # add up the bytes of what was sorted and cut
     PHASE_READY = 4
 
 cdef enum:
@@ -34,15 +34,19 @@ cdef class Selection:
     cdef bint own_writes            # within a write transaction: reads see its writes
     cdef int64_t header_revision    # of the response
     cdef int64_t revision           # that is read; 0 = newest with the open transaction's writes
-    cdef Buffer chosen              # Version *, in the order of the reply
+    cdef bint sorts                 # the reply is in another order than that of keys
+    cdef Buffer chosen              # Version *, when sorting
     cdef Buffer spare               # Version *, the other half of the merge sort
     cdef size_t run                 # merge sort: length of the sorted runs
     cdef size_t merged              # merge sort: versions merged in this pass
     cdef size_t left                # merge sort: next of the left run
     cdef size_t right               # merge sort: next of the right run
-    cdef size_t measured            # versions measured
+    cdef size_t measured            # of `chosen`
     cdef size_t kvs_size            # bytes of their fields in the reply
-    cdef size_t total               # versions in the reply
+    cdef size_t total               # key-values in the reply
+    cdef size_t appended            # of them
+    cdef Version *current           # the next one, when a part of it is appended already
+    cdef size_t current_sent        # bytes of that part
     cdef int64_t count              # keys of the range, whatever was left out
     # The walk counts, because the tree cannot tell for this revision.
     cdef bint counts
@@ -52,14 +56,17 @@ cdef class Selection:
     cdef bint step(self, size_t keys) except -1
     cdef int hold(self) except -1
     cdef void release(self) noexcept
-    cdef Version *at(self, size_t index) noexcept
     cdef size_t message_size(self, const Header *header) noexcept
     cdef int append_head(self, Buffer *out, const Header *header) except -1
-    cdef int append_kv(self, Buffer *out, size_t index) except -1
+    cdef int append_some(self, Buffer *out, size_t stop, size_t size_max) except -1
+    cdef Version *_next(self) noexcept
+    cdef size_t look_ahead(self, size_t keys, size_t size_max, size_t *size) noexcept
     cdef int append_tail(self, Buffer *out) except -1
     cdef int append_all(self, Buffer *out, const Header *header) except -1
 
+    cdef void _rewind(self) noexcept
     cdef bint _walk(self, size_t keys) except -1
+    cdef int _take(self, const Version *version) except -1
     cdef bint _count_rest(self, size_t keys) except -1
     cdef void _collected(self) noexcept
     cdef int _sort(self, size_t keys) except -1

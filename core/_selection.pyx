@@ -4,8 +4,8 @@ Rules:
 1. A selection reads one revision. Between two steps other requests run; then the selection must
    `hold` that revision, which keeps compaction from removing what it found (etcd holds a read
    transaction for the same reason).
-2. It keeps a pointer for each key-value it will send, and copies a value only when its slice is
-   sent.
+2. A value is copied only when its slice is sent. In key order the range is walked twice, once to
+   measure and once to send, and nothing is kept; only a sort keeps a pointer for each key-value.
 3. etcd's rules of order, limit and filters (server/etcdserver/txn/range.go): filters and sorts see
    the whole range; a target with order NONE is sorted ascending, but the limit, and one more, was
    taken in key order before; `count` ignores limit and filters.
@@ -19,9 +19,8 @@ from quorate.core._errors cimport ERROR_COMPACTED, ERROR_FUTURE_REVISION, ERROR_
 from quorate.core._mvcc cimport Store
 from quorate.core._protobuf cimport varint_size
 from quorate.core._reply cimport (
-    Header, TAG_RANGE_COUNT, TAG_RANGE_KVS, TAG_RANGE_MORE, append_header, append_key_value,
-    append_number, key_value_size,
-    number_size,
+    Header, KEY_VALUE_OVERHEAD_MAX, TAG_RANGE_COUNT, TAG_RANGE_KVS, TAG_RANGE_MORE, append_header,
+    append_key_value, append_key_value_part, append_number, key_value_size, number_size,
 )
 from quorate.core._request cimport (
     Op, SORT_DESCEND, TARGET_CREATE, TARGET_KEY, TARGET_MOD, TARGET_VERSION,
@@ -51,26 +50,26 @@ cdef class Selection:
         self.store = store
         self.op = op[0]
         self.own_writes = own_writes
+        self.sorts = op.sort_target != TARGET_KEY or op.sort_order == SORT_DESCEND
         self.header_revision = now
         self.revision = op.revision if op.revision > 0 else (0 if own_writes else now)
-        self.chosen.size = self.spare.size = 0
-        self.run = 1
-        self.left = self.merged = self.measured = self.kvs_size = self.total = 0
-        self.more = False
-        self.count = -1
-        if self.revision == 0 or self.revision == now:
+        self.count = 0
+        self.counts = self.revision != 0 and self.revision != now
+        if not self.counts:
             self.count = store.count(
                 op.key.data, op.key.size, op.range_end.data, op.range_end.size, 0)
         self.phase = PHASE_WALK
         if op.count_only:
-            self.phase = PHASE_READY if self.count >= 0 else PHASE_COUNT
-        self.counts = self.count < 0
-        if self.counts:
-            self.count = 0
-        store.seek(
+            self.phase = PHASE_COUNT if self.counts else PHASE_READY
+        self._rewind()
+        return ERROR_NONE
+
+    cdef void _rewind(self) noexcept:
+        """Put the cursor at the beginning of the range."""
+        cdef Op *op = &self.op
+        self.store.seek(
             &self.cursor, op.key.data, op.key.size, op.range_end.data, op.range_end.size,
             self.revision)
-        return ERROR_NONE
 
     cdef bint step(self, size_t keys) except -1:
         """Look at about `keys` more keys; True when the reply can be built."""
@@ -111,10 +110,6 @@ cdef class Selection:
 
     # --- the reply ---
 
-    cdef Version *at(self, size_t index) noexcept:
-        """The version at a place of the reply, 0 <= index < total."""
-        return (<Version **>self.chosen.data)[index]
-
     cdef size_t message_size(self, const Header *header) noexcept:
         """Bytes of the whole RangeResponse, known once the phase is READY."""
         cdef size_t head = number_size(<uint64_t>self.header_revision)
@@ -127,9 +122,57 @@ cdef class Selection:
         """Append what comes before the key-values."""
         return append_header(out, header, self.header_revision)
 
-    cdef int append_kv(self, Buffer *out, size_t index) except -1:
-        """Append one key-value."""
-        return append_key_value(out, TAG_RANGE_KVS, self.at(index), omitted(&self.op))
+    cdef int append_some(self, Buffer *out, size_t stop, size_t size_max) except -1:
+        """Append key-values, while `appended` < `stop`, until `out` has `size_max` bytes.
+
+        One that does not fit is cut: its rest comes with the next call.
+        """
+        cdef int omit = omitted(&self.op)
+        cdef size_t size
+        while self.appended < stop and out.size < size_max:
+            if self.current == NULL:
+                self.current = self._next()
+                self.current_sent = 0
+            size = key_value_size(self.current, omit)
+            if self.current_sent == 0 and out.size + size + KEY_VALUE_OVERHEAD_MAX <= size_max:
+                append_key_value(out, TAG_RANGE_KVS, self.current, omit)
+            else:
+                size += 1 + varint_size(size)
+                self.current_sent += append_key_value_part(
+                    out, TAG_RANGE_KVS, self.current, omit, self.current_sent,
+                    size_max - out.size)
+                if self.current_sent < size:
+                    return 0
+            self.current = NULL
+            self.appended += 1
+        return 0
+
+    cdef Version *_next(self) noexcept:
+        """The version of the next key-value, which exists."""
+        cdef Version *version
+        if self.sorts:
+            return (<Version **>self.chosen.data)[self.appended]
+        version = self.store.next(&self.cursor)
+        while _is_filtered(&self.op, version):
+            version = self.store.next(&self.cursor)
+        return version
+
+    cdef size_t look_ahead(self, size_t keys, size_t size_max, size_t *size) noexcept:
+        """How many of the next `keys` key-values make up `size_max` bytes, and how many they are.
+
+        Only in key order and unfiltered, and between two key-values.
+        """
+        cdef Cursor ahead = self.cursor
+        cdef int omit = omitted(&self.op)
+        cdef size_t count = 0
+        cdef size_t one
+        size[0] = 0
+        keys = min(keys, self.total - self.appended)
+        while count < keys and size[0] < size_max:
+            one = key_value_size(self.store.next(&ahead), omit)
+            size[0] += 1 + varint_size(one) + one
+            count += 1
+        return count
 
     cdef int append_tail(self, Buffer *out) except -1:
         """Append what comes after the key-values."""
@@ -138,12 +181,10 @@ cdef class Selection:
 
     cdef int append_all(self, Buffer *out, const Header *header) except -1:
         """Append the whole reply at once; for short ones and within a Txn."""
-        cdef size_t i
         while not self.step(STEP_KEYS_MAX):
             pass
         self.append_head(out, header)
-        for i in range(self.total):
-            self.append_kv(out, i)
+        self.append_some(out, self.total, <size_t>-1)
         return self.append_tail(out)
 
     # --- the phases ---
@@ -151,13 +192,12 @@ cdef class Selection:
     cdef bint _walk(self, size_t keys) except -1:
         cdef Version *version
         cdef const Op *op = &self.op
-        cdef bint filters = has_revision_filters(op)
         # In key order and unfiltered, one more than the limit tells whether there is more. etcd
         # takes that one more, and only then sorts a target with order NONE, and cuts.
-        cdef bint sorts = op.sort_target != TARGET_KEY
         cdef size_t stop = <size_t>-1
-        if op.limit > 0 and not filters and is_default_order(op):
-            stop = <size_t>op.limit + sorts
+        if op.limit > 0 and (not self.sorts or (
+                is_default_order(op) and not has_revision_filters(op))):
+            stop = <size_t>op.limit + self.sorts
         while keys:
             keys -= 1
             version = self.store.next(&self.cursor)
@@ -165,17 +205,27 @@ cdef class Selection:
                 self._collected()
                 return True
             self.count += self.counts
-            if filters and _is_filtered(op, version):
+            if _is_filtered(op, version):
                 continue
-            if self.chosen.size // sizeof(Version *) == stop:
-                self.more = not sorts
+            if self.total == stop:
+                self.more = not self.sorts
                 if self.counts:
                     self.phase = PHASE_COUNT
                 else:
                     self._collected()
                 return True
-            buffer_append(&self.chosen, <const uint8_t *>&version, sizeof(Version *))
+            self._take(version)
         return False
+
+    cdef int _take(self, const Version *version) except -1:
+        """This version is part of the reply, or is to be sorted first."""
+        cdef size_t size
+        self.total += 1
+        if self.sorts:
+            return buffer_append(&self.chosen, <const uint8_t *>&version, sizeof(Version *))
+        size = key_value_size(version, omitted(&self.op))
+        self.kvs_size += 1 + varint_size(size) + size
+        return 0
 
     cdef bint _count_rest(self, size_t keys) except -1:
         while keys:
@@ -187,14 +237,13 @@ cdef class Selection:
         return False
 
     cdef void _collected(self) noexcept:
-        """All versions are known: sort them if the request wants another order than that of keys.
-        """
-        cdef bint sorted_ = self.op.sort_target == TARGET_KEY and self.op.sort_order != SORT_DESCEND
-        self.total = self.chosen.size // sizeof(Version *)
-        if sorted_ or self.total < 2:
-            self._cut()
-        else:
+        """The walk is over: sort what it took, if the request wants another order than of keys."""
+        self.run = 1
+        if self.sorts:
             self.phase = PHASE_SORT
+        else:
+            self.phase = PHASE_READY
+            self._rewind()
 
     cdef int _sort(self, size_t keys) except -1:
         """Merge neighbouring sorted runs into `spare`, `keys` versions per call; swap after each
@@ -258,7 +307,7 @@ cdef class Selection:
         cdef size_t size
         cdef int omit = omitted(&self.op)
         while keys and self.measured < self.total:
-            size = key_value_size(self.at(self.measured), omit)
+            size = key_value_size((<Version **>self.chosen.data)[self.measured], omit)
             self.kvs_size += 1 + varint_size(size) + size
             self.measured += 1
             keys -= 1

@@ -181,7 +181,9 @@ def handle_member_list(node: Node, payload: bytes, answer: Answer) -> None:
             )
             for member in node.members()
         ]
-        answer(bytes(MemberListResponse(header=header_of(node.figures()), members=members)))
+        header = header_of(node.figures())
+        header.revision = 0  # etcd's cluster service knows no revision
+        answer(bytes(MemberListResponse(header=header, members=members)))
 
     if decode(MemberListRequest, payload).linearizable:
         node.read_index(done)

@@ -65,6 +65,10 @@ class State:
         """Call `done` when the entry with this id, proposed by this process, is applied."""
         self._waiting[entry_id] = done
 
+    def refuse_entry(self, entry_id: int, error: EtcdError) -> None:
+        """Tell who awaits an entry that it was not taken."""
+        self._waiting.pop(entry_id)(error)
+
     def apply_other(self, entry_type: int, index: int, data: bytes) -> None:
         """Apply an entry that is no KV request. Raises Fatal, as rule 1 says."""
         if entry_type != EntryType.NORMAL:

@@ -13,9 +13,10 @@ import os
 import random
 from collections import deque
 from collections.abc import Mapping
+from typing import TypedDict, Unpack
 
 from ._batch import Batch
-from ._disk import OsDisk
+from ._disk import Disk, OsDisk
 from ._port import Port
 from ._run import Run
 from ._wal import Wal, make_directories
@@ -32,6 +33,13 @@ from .raft import Raft
 from .raftlog import RaftLog
 
 
+class LogOptions(TypedDict, total=False):
+    """How the log's files are made, where it is not the usual way."""
+
+    segment_bytes: int
+    ahead: bool
+
+
 def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: Logger) -> Node:
     """The member of this data directory, elected and with everything committed applied.
 
@@ -40,11 +48,23 @@ def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: L
     disk = OsDisk()
     make_directories(disk, os.path.join(config.data_dir, "member", "snap"))
     warn_of_permissions(config.data_dir, logger)
+    return start_node(config, disk, ports, doorbell, logger)
+
+
+def start_node(
+    config: Config,
+    disk: Disk,
+    ports: list[Port | None],
+    doorbell: int,
+    logger: Logger,
+    **options: Unpack[LogOptions],
+) -> Node:
+    """The same on any disk, where the directories exist already. Raises Fatal."""
     state = State(ports, logger)
     started = None
     if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
-        started = recover(config, disk, state, logger)
-    wal, raft = started or bootstrap(config, disk)
+        started = recover(config, disk, state, logger, **options)
+    wal, raft = started or bootstrap(config, disk, **options)
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
     batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops)
@@ -53,13 +73,14 @@ def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: L
     return node
 
 
-def bootstrap(config: Config, disk: OsDisk) -> tuple[Wal, Raft]:
+def bootstrap(config: Config, disk: Disk, **options: Unpack[LogOptions]) -> tuple[Wal, Raft]:
     """The log and the raft of the first member of a new cluster. Raises Fatal."""
     members = initial_members(peer_urls_by_name(config), config.initial_cluster_token)
     if len(members) != 1:
         raise Fatal("--initial-cluster names several members; this version serves one member")
     cluster = cluster_id(member.id for member in members)
-    wal = Wal.create(disk, config.wal_path, members[0].id, cluster, no_fsync=config.unsafe_no_fsync)
+    no_fsync = config.unsafe_no_fsync
+    wal = Wal.create(disk, config.wal_path, members[0].id, cluster, no_fsync=no_fsync, **options)
     raft = make_raft(config, wal, RaftLog(), HardState(), ConfState())
     raft.bootstrap(*bootstrap_runs(members))
     return wal, raft
@@ -75,13 +96,15 @@ def peer_urls_by_name(config: Config) -> Mapping[str, list[str]]:
     return urls
 
 
-def recover(config: Config, disk: OsDisk, state: State, logger: Logger) -> tuple[Wal, Raft] | None:
+def recover(
+    config: Config, disk: Disk, state: State, logger: Logger, **options: Unpack[LogOptions]
+) -> tuple[Wal, Raft] | None:
     """Read the log, apply what is committed to `state`, and give raft the rest. Raises Fatal.
 
     None when the log is that of a bootstrap which never finished: nobody was told anything yet,
     nothing was applied, and the log is put aside.
     """
-    wal = Wal.open(disk, config.wal_path, no_fsync=config.unsafe_no_fsync)
+    wal = Wal.open(disk, config.wal_path, no_fsync=config.unsafe_no_fsync, **options)
     waiting: deque[Run] = deque()
     applied_term = 0
     for run in wal.recover():
@@ -100,7 +123,7 @@ def recover(config: Config, disk: OsDisk, state: State, logger: Logger) -> tuple
     return wal, make_raft(config, wal, log, HardState(*wal.hard_state), state.conf_state())
 
 
-def put_aside(disk: OsDisk, path: str, logger: Logger) -> None:
+def put_aside(disk: Disk, path: str, logger: Logger) -> None:
     """Rename the log of an interrupted bootstrap, so that nothing is ever deleted."""
     number = 0
     while disk.list(f"{path}.interrupted-{number}") is not None:

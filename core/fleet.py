@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -35,7 +36,8 @@ from quorate.core.config import Config
 from quorate.core.limits import GRPC_OVERHEAD_BYTES, RING_BYTES_MIN, WORKER_COUNTERS_MAX
 from quorate.core.logs import Logger
 
-# A worker that lived shorter than this is replaced only after RESTART_PAUSE_SECONDS.
+# After so many workers of a slot in a row that lived shorter than this, the next one waits a while.
+EARLY_DEATHS_MAX = 3
 LIFE_SECONDS_MIN = 1.0
 RESTART_PAUSE_SECONDS = 0.5
 
@@ -135,6 +137,7 @@ class Fleet:
 
     async def watch(self, slot: int) -> None:
         """Keep a slot filled until the fleet drains; the slot's first worker was started."""
+        early_deaths = 0
         while True:
             began = trio.current_time()
             status = await wait_for_exit(self.pids[slot])
@@ -142,7 +145,8 @@ class Fleet:
             if self.draining():
                 return
             self.logger.warn("worker died", slot=slot, pid=self.pids[slot], status=status)
-            if trio.current_time() - began < LIFE_SECONDS_MIN:
+            early_deaths = early_deaths + 1 if trio.current_time() - began < LIFE_SECONDS_MIN else 0
+            if early_deaths > EARLY_DEATHS_MAX:
                 await trio.sleep(RESTART_PAUSE_SECONDS)
             if self.draining():
                 return
@@ -175,6 +179,10 @@ class Fleet:
         """End one worker at once."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pids[slot], signal.SIGKILL)
+
+    def waits_for_room(self) -> bool:
+        """Whether replies wait until a worker has made room in its ring."""
+        return any(port is not None and port.waits_for_room for port in self.ports)
 
     def draining(self) -> bool:
         """Whether the server stops."""
@@ -211,7 +219,10 @@ def become_worker(inheritance: Inheritance, block: memoryview, worker_main: Work
         close_all_but(inherited_descriptors(inheritance))
         code = run_in_thread(worker_main, inheritance, block)
     except BaseException as error:
-        inheritance.logger.error("worker failed", slot=inheritance.slot, error=repr(error))
+        stack = "".join(traceback.format_exception(error))
+        inheritance.logger.error(
+            "worker failed", slot=inheritance.slot, error=repr(error), stack=stack
+        )
     finally:
         os._exit(code)
 
@@ -219,14 +230,20 @@ def become_worker(inheritance: Inheritance, block: memoryview, worker_main: Work
 def run_in_thread(worker_main: WorkerMain, inheritance: Inheritance, block: memoryview) -> int:
     """Run the worker in a fresh thread: the forked one may be inside the core's event loop."""
     codes: list[int] = []
+    failures: list[BaseException] = []
 
     def target() -> None:
-        codes.append(worker_main(inheritance, block))
+        try:
+            codes.append(worker_main(inheritance, block))
+        except BaseException as error:
+            failures.append(error)
 
     thread = threading.Thread(target=target, name="worker")
     thread.start()
     thread.join()
-    return codes[0] if codes else 1
+    if failures:
+        raise failures[0]
+    return codes[0]
 
 
 def inherited_descriptors(inheritance: Inheritance) -> set[int]:

@@ -21,6 +21,7 @@ import trio
 
 from .boot import open_node
 from .config import Config
+from .errors import Fatal
 from .fleet import Command, Fleet, WorkerMain
 from .logs import Logger
 from .node import Node
@@ -54,8 +55,11 @@ def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
     fleet.tell(Command.SERVE)
     for slot in range(config.workers):
         fleet.start(slot)
+    stop = Stop()
     try:
-        trio.run(serve, config, logger, fleet, node)
+        trio.run(serve, config, logger, fleet, node, stop)
+    except* Fatal as group:
+        raise first_leaf(group) from None
     finally:
         close_listeners(listeners)
         for slot in range(config.workers):
@@ -65,7 +69,7 @@ def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
     logger.info("stopped")
 
 
-async def serve(config: Config, logger: Logger, fleet: Fleet, node: Node) -> None:
+async def serve(config: Config, logger: Logger, fleet: Fleet, node: Node, stop: Stop) -> None:
     """Everything that goes on in the core process."""
     async with trio.open_nursery() as nursery:
         for slot in range(config.workers):
@@ -73,7 +77,8 @@ async def serve(config: Config, logger: Logger, fleet: Fleet, node: Node) -> Non
         nursery.start_soon(tick, config, node)
         nursery.start_soon(turn, fleet, node, Report(config, node, fleet))
         log_ready(config, logger)
-        await stop_signal(logger)
+        name = await stop.wait()
+        logger.info("received signal; shutting down", signal=name)
         fleet.tell(Command.DRAIN)
         await drained(fleet)
         nursery.cancel_scope.cancel()
@@ -92,7 +97,12 @@ async def turn(fleet: Fleet, node: Node, report: Report) -> None:
         if more:
             continue
         bell.sleep()
-        if not batch.waiting() and not bell.wait(LINGER_MILLISECONDS):
+        # A worker does not ring when it has made room for replies: then the sleep is short.
+        if (
+            not batch.waiting()
+            and not bell.wait(LINGER_MILLISECONDS)
+            and not fleet.waits_for_room()
+        ):
             await trio.lowlevel.wait_readable(bell.fd)
             yielded = time.monotonic()
         bell.rise()
@@ -105,14 +115,41 @@ async def tick(config: Config, node: Node) -> None:
         milliseconds = LONE_TICK_MILLISECONDS if leads else config.heartbeat_interval
         await trio.sleep(milliseconds / 1000)
         node.tick(milliseconds)
+        # A turn, whatever the doorbell says: to send what the tick gave up, and because a hostile
+        # worker may have silenced the bell for the others.
+        os.eventfd_write(node.doorbell, 1)
 
 
-async def stop_signal(logger: Logger) -> None:
-    """Wait for SIGTERM or SIGINT."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            logger.info("received signal; shutting down", signal=signal.Signals(number).name)
-            return
+class Stop:
+    """SIGTERM and SIGINT from here on: the first one stops the server, others change nothing."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._event = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.name = self.name or signal.Signals(number).name
+        if self._token is not None:
+            self._token.run_sync_soon(self._event.set, idempotent=True)
+
+    async def wait(self) -> str:
+        """Wait for a signal; answers its name."""
+        self._token = trio.lowlevel.current_trio_token()
+        if not self.name:
+            await self._event.wait()
+        return self.name
+
+
+def first_leaf(group: BaseExceptionGroup[Fatal]) -> Fatal:
+    """The one error that a group of errors is about."""
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    assert isinstance(leaf, Fatal)
+    return leaf
 
 
 async def drained(fleet: Fleet) -> None:

@@ -84,6 +84,8 @@ class Node:
         # What is appended and not synced, and what the sync under way makes durable.
         self._appended: list[Ready] = []
         self._syncing: list[Ready] = []
+        # Entries that Python proposed in this turn, by id.
+        self._proposed: list[int] = []
         # Who asks for a read index in this turn, and reads whose index is not applied yet.
         self._read_callbacks: list[ReadDone] = []
         self._indexed: list[ReadState] = []
@@ -144,6 +146,9 @@ class Node:
             self.raft.propose(run)
         except EtcdError as error:
             self.batch.refuse_run(run, error.id)
+            for entry_id in self._proposed:
+                self.state.refuse_entry(entry_id, error)
+        self._proposed.clear()
 
     def _ask_index(self) -> None:
         """Have raft say at which index this turn's reads are linearizable."""
@@ -221,7 +226,9 @@ class Node:
             header = RequestHeader(id=entry_id)
             return InternalRaftRequest(header=header, alarm=request).encode()
 
-        self.state.await_entry(self.batch.propose(encode), done)
+        entry_id = self.batch.propose(encode)
+        self._proposed.append(entry_id)
+        self.state.await_entry(entry_id, done)
 
 
 def answer(port: Port, request_id: int, reply: bytes | EtcdError) -> None:

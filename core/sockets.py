@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterable
 
 from quorate.core.errors import Fatal
@@ -15,6 +16,7 @@ from quorate.core.flags import host_and_port
 
 # Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn.
 BACKLOG = 4096
+PORT_MAX = 65535
 
 
 def open_listeners(urls: Iterable[str]) -> list[socket.socket]:
@@ -44,6 +46,8 @@ def open_listener(url: str) -> socket.socket:
 
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, object]:
     """The address to bind; of a name that has both kinds, the IPv4 one, as Go's net.Listen."""
+    if port > PORT_MAX:
+        raise ValueError(f"address {port}: invalid port")  # the C library would cut it
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return found[0][0], found[0][4]
@@ -72,13 +76,21 @@ def bind(family: socket.AddressFamily, address: object, place: str) -> socket.so
 
 def remove_stale(path: str) -> None:
     """Remove the socket that a server which is gone left behind; one that answers stays."""
-    if not os.path.exists(path):
+    if not is_socket(path):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
-        except OSError:
+        except ConnectionRefusedError:
             os.unlink(path)
+
+
+def is_socket(path: str) -> bool:
+    """Whether there is a socket; any other file is somebody's data and stays."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def close_listeners(listeners: Iterable[socket.socket]) -> None:

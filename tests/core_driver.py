@@ -11,8 +11,10 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from quorate.core._apply import Applier
@@ -37,8 +39,10 @@ METHODS = {
     "Maintenance/Hash": HASH,
 }
 FIRST, LAST, END = 1, 2, 4
-SLICE_MAX = 65536
-WINDOW = 262144
+# These two are tuned now and then, so the contract itself is read.
+RECORD_PXD = Path(__file__).resolve().parent.parent / "core" / "_record.pxd"
+SIZES = dict(re.findall(r"^    REPLY_(\w+) = (\d+)$", RECORD_PXD.read_text(), re.M))
+SLICE_MAX, WINDOW = int(SIZES["SLICE_MAX"]), int(SIZES["WINDOW"])
 REQUEST = struct.Struct("<QQII")
 REPLY = struct.Struct("<QQHHI")
 RING_BYTES = 1 << 22

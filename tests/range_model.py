@@ -1,4 +1,4 @@
-"""What a Range answers, in the plainest way that could be right: all keys, filtered, sorted, cut."""
+"""What a Range answers, in the plainest way that could be right: filtered, sorted, cut."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ def garbage() -> st.SearchStrategy[bytes]:
     )
 
     def txns(inner: st.SearchStrategy[Message]) -> st.SearchStrategy[Message]:
-        op = (
+        op: st.SearchStrategy[Message] = (
             st.fixed_dictionaries({"request_put": put})
             | st.fixed_dictionaries({"request_delete_range": delete})
             | st.fixed_dictionaries({"request_range": ranged})
@@ -324,11 +324,16 @@ def garbage() -> st.SearchStrategy[bytes]:
             | st.just({})
         )
         ops = st.lists(op, max_size=3)
-        return st.fixed_dictionaries({}, optional={
-            "compare": st.lists(compare, max_size=2), "success": ops, "failure": ops,
-        })
+        return st.fixed_dictionaries(
+            {},
+            optional={
+                "compare": st.lists(compare, max_size=2),
+                "success": ops,
+                "failure": ops,
+            },
+        )
 
-    txn_message = st.recursive(st.just({}), txns, max_leaves=4)
+    txn_message: st.SearchStrategy[Message] = st.recursive(st.just({}), txns, max_leaves=4)
     compaction = st.fixed_dictionaries({"revision": number, "physical": st.booleans()})
     entries = st.one_of(
         put.map(lambda m: delimited(PUT_FIELD, encode("PutRequest", m))),
@@ -461,8 +466,7 @@ def test_entries_that_do_not_decode_change_nothing_and_are_applied() -> None:
 
 
 def test_entries_of_etcd_3_4_for_the_v2_api_reach_python() -> None:
-    """Such an entry is a bare v2 request; its path and value stand in the fields of range and put.
-    """
+    """Such an entry is a bare v2 request; its path and value have the numbers of range and put."""
     state = new_state()
     bare = RequestV2(id=5, method="PUT", path="/0/version", value="3.4.0").encode()
     assert applied(state, bare).members.cluster_version == "3.4.0"

@@ -1,4 +1,4 @@
-"""core/_batch and the rings under it: what a worker may write, what is taken, and who hears of it."""
+"""core/_batch: what a worker may write into its ring, what is taken, and who hears of it."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_a_hash_of_hostile_length_is_one_of_many_reads() -> None:
         if reply.request_id != 300:
             message = decode("RangeResponse", reply.payload)
             counts[reply.request_id] = message.get("count", 0)
-    assert counts == {size: 0 for size in range(1, 20)} | {100 + size: 1 for size in range(1, 20)}
+    assert counts == dict.fromkeys(range(1, 20), 0) | {100 + size: 1 for size in range(1, 20)}
 
 
 def test_no_reads_is_an_empty_set() -> None:

@@ -3,8 +3,8 @@ say, and the README's table is what the benchmark measured.
 
 Rules for pages:
 1. `path:name` is a name that this file defines, `path` a file or folder of the repository.
-2. `Class.method` or `module.name` is defined somewhere in our code; a name with an underscore occurs
-   in it.
+2. `Class.method` or `module.name` is defined somewhere in our code; a name with an underscore
+   occurs in it.
 3. A block `sh` must be a script that bash can read, of commands that exist. `sh run` is run in the
    root, and a `text` block right after it is its output. `sh server` is run until the page is over.
    ETCD_* and ETCDCTL_* lead both to a free port and an empty directory.
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from bench import goals, readme
+
 from tests.needs import need
 from tests.server import READY_SECONDS, Program, Server
 
@@ -36,8 +37,10 @@ PAGES = (
 )
 CODE_FOLDERS = ("core", "frontends", "workers", "bench", "tests", "tools", "src/quorate")
 CODE_SUFFIXES = (".py", ".pyx", ".pxd", ".pyi", ".c", "")
-# Backticked words with a dot whose first part is one of these are of other projects.
-FOREIGN = frozenset({"trio", "epoll", "gc", "os", "grpc", "multiprocessing", "multiplexing"})
+# Words of other projects; a name with a dot is theirs if its first part is.
+FOREIGN = frozenset({"trio", "epoll", "gc", "os", "grpc", "multiprocessing"}) | frozenset(
+    {"MADV_DOFORK", "O_DIRECT", "O_DSYNC", "data_received", "io_uring"}
+)
 # Files that a user or a tool makes, and ends of names.
 MADE = frozenset({"default.etcd", ".venv", ".hypothesis", "bench/results", "callgrind.out"})
 SECONDS_MAX = 20
@@ -124,10 +127,16 @@ def all_names() -> frozenset[str]:
 
 @cache
 def all_words() -> frozenset[str]:
-    """Every word of the code, and of the files that are no code and configure it."""
-    texts = [*code().values(), (ROOT / "pyproject.toml").read_text()]
-    texts.append((ROOT / "setup.py").read_text())
+    """Every word of the code, this file's apart."""
+    texts = [text for name, text in code().items() if name != "tests/test_docs.py"]
+    texts.append((ROOT / "setup.py").read_text(encoding="utf-8"))
     return frozenset(word for text in texts for word in re.findall(r"\w+", text))
+
+
+@cache
+def code_ends() -> frozenset[str]:
+    """The last parts of the names of all files of code, each with its slash."""
+    return frozenset(f"/{Path(name).name}" for name in code())
 
 
 # --- the checks
@@ -144,15 +153,15 @@ def is_true(ticked: str) -> bool:
     """Whether a backticked piece of a page names something, or claims nothing."""
     if found := NAMED.fullmatch(ticked):
         return found[1] in code() and found[2] in defined(found[1])
-    if ticked.endswith(FILE_SUFFIXES) and "*" not in ticked and not ticked.startswith("."):
-        return (ROOT / ticked).exists()
+    if ticked.endswith(FILE_SUFFIXES) and not re.search(r"^\.|[*<]", ticked):
+        return (ROOT / ticked).exists() or f"/{ticked}" in code_ends()
     first = ticked.split("/")[0]
     if "/" in ticked and PATH.fullmatch(ticked) and (ROOT / first).exists() and first:
         return (ROOT / ticked).exists() or ticked.rstrip("/") in MADE
     if DOTTED.fullmatch(ticked):
         return is_true_dotted(ticked)
     if WORD.fullmatch(ticked):
-        return ticked in all_words()
+        return ticked in all_words() or ticked in FOREIGN
     return True
 
 
@@ -223,11 +232,23 @@ def test_the_checks_catch() -> None:
         "bench.gone",
     ):
         assert list(wrong_names(f"see `{bad}`.")) == [bad]
-    for good in ("core/_wal.pyx:Wal.sync", "core/_record.pxd", "Store.put", "SEND_BYTES_MAX", "a b"):
+    for good in (
+        "core/_wal.pyx:Wal.sync",
+        "core/_record.pxd",
+        "Store.put",
+        "SEND_BYTES_MAX",
+        "a b",
+    ):
         assert not list(wrong_names(f"see `{good}`."))
     page = ROOT / "README.md"
     assert list(broken_links(page, "[a](docs/gone.md) [b](#gone) [c](docs) [d](#here)\n# Here"))
-    for script in ("if", "tools/gone", "x tests/gone.py", "python -m bench.gone", "tools/build a.b"):
+    for script in (
+        "if",
+        "tools/gone",
+        "x tests/gone.py",
+        "python -m bench.gone",
+        "tools/build a.b",
+    ):
         assert list(bad_commands(script))
 
 
@@ -281,9 +302,11 @@ def test_the_table_is_made_of_the_newest_whole_results(tmp_path: Path) -> None:
     path = readme.newest(tmp_path)
     assert path is not None
     assert path.name == "20300101-000000.json"
-    text = readme.fill("before\n<!-- measured: none -->\nold\n<!-- end of measured -->\nafter", path)
+    text = readme.fill(
+        "before\n<!-- measured: none -->\nold\n<!-- end of measured -->\nafter", path
+    )
     assert text.startswith("before\n<!-- measured: 20300101-000000.json -->\n|  | quorate |")
-    assert "| put, 10×10 | 30 /s | 10 /s | 3.00 |\n" in text
+    assert "| put, 10x10 | 30 /s | 10 /s | 3.00 |\n" in text
     assert "Medians of 3 rounds on a processor, 2 cores, ext4" in text
     assert text.endswith("<!-- end of measured -->\nafter")
     assert readme.fill(text, path) == text
@@ -370,3 +393,22 @@ def test_commands_do_what_the_page_says(page: Path, tmp_path: Path) -> None:
     finally:
         if server is not None:
             server.close()
+
+
+# --- the maps
+
+
+@pytest.mark.parametrize("folder", ["core", "frontends", "workers"])
+def test_the_map_of_a_folder_is_complete(folder: str) -> None:
+    """The docstring of the folder names every module, and nothing that is gone."""
+    listed = mapped(ast.get_docstring(ast.parse(code()[f"{folder}/__init__.py"])) or "")
+    there = {Path(name).stem for name in code() if name.startswith(f"{folder}/")}
+    assert listed == there - {"__init__"}
+
+
+def mapped(docstring: str) -> set[str]:
+    """The names that begin the indented lines, without the marks of what touches the world."""
+    found = set()
+    for line in re.findall(r"^ {4}(\S.*?)(?: {3,}|$)", docstring, re.M):
+        found |= set(re.findall(r"\w+", line))
+    return found

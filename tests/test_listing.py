@@ -18,8 +18,8 @@ ALL: Message = {"key": b"\0", "range_end": b"\0"}
 class Pair:
     """A core with two workers and the model of what it was told: one lists, one writes."""
 
-    def __init__(self, keys: int, size: int, **options: int) -> None:
-        self.core = Core(2, **options)
+    def __init__(self, keys: int, size: int, request_bytes_max: int = 1 << 21) -> None:
+        self.core = Core(2, request_bytes_max=request_bytes_max)
         self.model = Model()
         for number in range(keys):
             self.put(b"k%05d" % number, bytes([number % 251 + 1]) * size)
@@ -159,7 +159,7 @@ def test_other_requests_are_answered_between_two_slices() -> None:
         assert writer.calls[asked].ended
         assert len(pair.core.worker.absorb()) <= 1
         turns += 1
-    assert turns > 500 * 4_000 // SLICE_MAX
+    assert turns >= 500 * 4_000 // SLICE_MAX
 
 
 # --- RangeStream ----------------------------------------------------------------------------------
@@ -333,8 +333,7 @@ def test_a_physical_compaction_is_answered_when_its_removal_is_done(physical: bo
 
 
 def test_a_physical_compaction_does_not_wait_for_lists() -> None:
-    """What a list still reads is left for later; a list that stalls must not stall the compaction.
-    """
+    """What a list still reads is left for later; a list that stalls must stall nothing else."""
     pair = Pair(200, 3_000)
     listed = pair.start(ALL)
     pair.delete(b"k", b"l")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -72,11 +71,11 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
+def pair() -> Pair:
     one = Pair(random.Random(20))
     one.write(120)
     one.core.call("KV/Compact", {"revision": 45})
-    yield one
+    return one
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

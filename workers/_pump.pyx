@@ -463,6 +463,9 @@ cdef class Pump(Grpc):
         if client.unsent.size and not self._send_unsent(client):
             if client.is_gone:
                 self._forget(client)
+            else:
+                # More replies may have come meanwhile: enough to stop reading.
+                self._set_interest(client)
             return
         size = self.drain_peer(&client.peer, self.outbox, SEND_MAX + FRAME_ROOM)
         if size:

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import math
+import os
 import socket
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -321,6 +322,8 @@ def make_pump(inheritance: Inheritance) -> Pump:
         keepalive_min=config.grpc_keepalive_min_time,
         keepalive_interval=config.grpc_keepalive_interval,
         keepalive_timeout=config.grpc_keepalive_timeout,
+        # For the benchmark: how fast is the front alone?
+        echo=os.environ.get("QUORATE_ECHO") == "1",
         request_timeout=REQUEST_SECONDS_DEFAULT + 2 * (config.election_timeout / 1000 - 1.0),
     )
     return pump
