@@ -336,7 +336,7 @@ cdef class Arena:
             _check(span == NULL or span.prior == NULL, "first span of a list", size_class)
             while span != NULL:
                 listed -= 1
-                _check(span.size_class == size_class, "class of a span", size_class)
+                _check(<int>span.size_class == size_class, "class of a span", size_class)
                 _check(span.used < span.capacity, "a listed span is full", size_class)
                 _check(span.next == NULL or span.next.prior == span, "links", size_class)
                 span = span.next

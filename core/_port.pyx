@@ -147,7 +147,7 @@ cdef class Port:
 
     @property
     def waits_for_room(self):
-        """Whether replies wait for room in the ring; the worker does not ring when it makes some."""
+        """Whether replies wait for room in the ring; the worker rings for requests alone."""
         return self.blocked()
 
     def step(self):

@@ -286,10 +286,10 @@ cdef class Ring:
 
     def poke(self, uint64_t offset, bytes data):
         """Overwrite shared bytes, counters included, as a hostile neighbour would; for tests."""
-        cdef uint64_t i
+        cdef Py_ssize_t i
         assert offset + len(data) <= HEADER_SIZE + self.capacity
         for i in range(len(data)):
-            (<uint8_t *>self.shared)[offset + i] = data[i]
+            (<uint8_t *>self.shared)[offset + <uint64_t>i] = data[i]
 
     def check(self):
         """Raise AssertionError unless every invariant of this side holds."""

@@ -99,7 +99,7 @@ cdef class Calls:
         cdef Call *call
         cdef Call *chunk
         cdef Call **table
-        cdef uint32_t i
+        cdef int i
         if self.calls_live >= self.calls_max:
             return NULL
         if self.free_calls == NULL:

@@ -4,6 +4,8 @@ Rules:
 1. All static checks run, even after one failed; pytest runs only if none did, so that its summary,
    the last line, is the verdict.
 2. Every tool's settings are in pyproject.toml.
+3. The tools are this interpreter's own; cython-lint starts pycodestyle by its bare name, so PATH
+   begins with their folder.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ STATIC = {
 def main(arguments: list[str]) -> int:
     """Run the checks; the answer is the exit code, unless pytest takes over the process."""
     os.chdir(ROOT)
+    os.environ["PATH"] = f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     if not arguments:
         failed = [name for name, command in STATIC.items() if not passes(name, command)]
         if failed:
@@ -40,7 +43,7 @@ def main(arguments: list[str]) -> int:
 def passes(name: str, command: tuple[str, ...]) -> bool:
     """Run one static check and say how it went."""
     start = time.monotonic()
-    done = subprocess.run([str(BIN / command[0]), *command[1:]], stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL)
     verdict = "ok" if done.returncode == 0 else "FAILED"
     print(f"{name}: {verdict} ({time.monotonic() - start:.1f} s)", flush=True)
     return done.returncode == 0
