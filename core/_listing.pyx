@@ -73,6 +73,9 @@ cdef class Listing(LongReply):
 cdef class Stream(Listing):
     """A RangeStream (etcd: rangeStream in server/etcdserver/v3_server.go): header, more and count
     come with the last chunk.
+
+    A sort target with order NONE sorts ascending here, too. etcd sorts each chunk by itself and
+    goes on after its last key, so that beyond ten keys its answer repeats some and lacks others.
     """
 
     cdef bint step(self, Port port) except -1:

@@ -160,16 +160,21 @@ cdef class Selection:
     cdef size_t look_ahead(self, size_t keys, size_t size_max, size_t *size) noexcept:
         """How many of the next `keys` key-values make up `size_max` bytes, and how many they are.
 
-        Only in key order and unfiltered, and between two key-values.
+        Only unfiltered, and between two key-values.
         """
         cdef Cursor ahead = self.cursor
+        cdef Version *version
         cdef int omit = omitted(&self.op)
         cdef size_t count = 0
         cdef size_t one
         size[0] = 0
         keys = min(keys, self.total - self.appended)
         while count < keys and size[0] < size_max:
-            one = key_value_size(self.store.next(&ahead), omit)
+            if self.sorts:
+                version = (<Version **>self.chosen.data)[self.appended + count]
+            else:
+                version = self.store.next(&ahead)
+            one = key_value_size(version, omit)
             size[0] += 1 + varint_size(one) + one
             count += 1
         return count

@@ -1,9 +1,7 @@
 """gRPC calls on HTTP/2 streams: heads, messages, and who answers them.
 
 Rules:
-1. No socket and no clock: bytes go through `feed_peer` and `drain_peer`, and `set_now` says what
-   time
-   it is.
+1. No socket and no clock: bytes go through `feed_peer` and `drain_peer`; `set_now` says the time.
 2. A hot call meets no Python at all: its message goes from the client's DATA into the ring to the
    core.
 3. Texts and codes of refusals are grpc-go's, in grpc-go's order of checks.

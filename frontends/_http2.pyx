@@ -3,12 +3,10 @@
 Rules:
 1. Bytes in (`http2_feed`), bytes out (`http2_drain`); no socket, no clock (the caller says what
    time it is), no gRPC.
-2. Everything is C memory and needs no GIL. A connection costs one nghttp2 session and its caller's
-   struct.
+2. All is C memory and needs no GIL. A connection costs one nghttp2 session and its caller's struct.
 3. What a header block must look like is decided here, as Go's HTTP/2 decides it, because nghttp2's
-   own check is stricter than
-   etcd: it refuses calls without :authority and paths without a slash, which etcd answers. So
-   nghttp2's is off.
+   own check is stricter than etcd: it refuses calls without :authority and paths without a slash,
+   which etcd answers. So nghttp2's is off.
 4. Who breaks the protocol of a stream has that stream reset; who breaks a limit of the connection
    gets GOAWAY and is closed.
 5. After `closing` nothing more is read. The caller drains, sends and closes.

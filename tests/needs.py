@@ -6,7 +6,9 @@ in `tests/conftest.py` turns every such skip into a failure.
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +23,14 @@ PACKAGES = {
     "cargo": "cargo",
     "node": "nodejs",
 }
+# Where the languages' own installers put their programs, which not every PATH names.
+INSTALLERS = ("/usr/local/go/bin", str(Path.home() / ".cargo" / "bin"))
 
 
 def need(program: str) -> str:
     """The path of a program; the test is skipped (in CI: fails) if it is not there."""
-    found = shutil.which(program)
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *INSTALLERS))
+    found = shutil.which(program, path=path)
     if found is None:
         pytest.skip(f"needs {program} (Debian's {PACKAGES.get(program, program)})")
     return found

@@ -117,6 +117,7 @@ def test_cancel_and_pull_of_nothing_are_nothing() -> None:
 
 def test_random_records_never_stop_the_core() -> None:
     seed = random.randrange(2**32)
+    print(f"seed {seed}")
     rng = random.Random(seed)
     core = Core(2)
     good = [PUT_K, GET_K, *(payload for _, payload in REFUSED_BY_WORKERS)]

@@ -189,6 +189,11 @@ def joined(messages: list[Message]) -> Message:
         (300, 3_000, {"keys_only": True}),
         (300, 3_000, {}),
         (30, 100_000, {"limit": 25}),
+        # Random records found that a stream sorted by an order of NONE read beyond its range, and
+        # ended the process.
+        (300, 3_000, {"sort_target": 3}),
+        (700, 10, {"sort_target": 4, "limit": 333}),
+        (300, 10, {"sort_target": 1, "keys_only": True}),
     ],
 )
 def test_a_stream_is_a_list_in_chunks(keys: int, size: int, options: Message) -> None:

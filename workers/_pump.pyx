@@ -456,6 +456,7 @@ cdef class Pump(Grpc):
     cdef void _flush(self, Client *client) noexcept nogil:
         """One send; the client may be freed by it."""
         cdef size_t size
+        cdef bint has_sent_all
         if client.is_gone or not client.is_open:
             if client.is_gone:
                 self._forget(client)
@@ -470,17 +471,14 @@ cdef class Pump(Grpc):
         size = self.drain_peer(&client.peer, self.outbox, SEND_MAX + FRAME_ROOM)
         if size:
             self._send(client, size)
-        if client.is_gone:
+        # A full outbox means that nghttp2 has more.
+        has_sent_all = client.unsent.size == 0 and size <= SEND_MAX
+        if client.is_gone or (has_sent_all and http2_finished(&client.peer.http2)):
             self._forget(client)
-        elif client.unsent.size == 0:
-            if size > SEND_MAX:
-                # The outbox was full before nghttp2 was empty.
-                self.mark_dirty(&client.peer)
-            elif http2_finished(&client.peer.http2):
-                self._forget(client)
-                return
-        if not client.is_gone:
-            self._set_interest(client)
+            return
+        if client.unsent.size == 0 and size > SEND_MAX:
+            self.mark_dirty(&client.peer)
+        self._set_interest(client)
 
     cdef bint _send_unsent(self, Client *client) noexcept nogil:
         """Send what an earlier send left over; True when it is all gone."""
