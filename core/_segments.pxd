@@ -34,6 +34,7 @@ cdef class Segments:
     cdef object thread              # None: a segment is made when it is taken
     cdef int stopping               # atomic
     cdef int wanted                 # atomic: 1 while the thread is to make a segment
+    cdef int urgent                 # atomic: 1 while the log waits for the next segment
     cdef sem_t work                 # posted for the thread
     cdef sem_t ready                # posted when `next_handle` is set
     cdef int number                 # of the `<number>.tmp` that is made next: 0 or 1
@@ -51,6 +52,7 @@ cdef class Segments:
     cdef void tmp_path(self, char *path, int number) noexcept nogil
     cdef int64_t make(self) noexcept nogil
     cdef int64_t fill_whole(self, int64_t handle) noexcept nogil
+    cdef void await_log(self, uint64_t end) noexcept nogil
     cdef bint fill_step(self) noexcept nogil
     cdef void loop(self) noexcept nogil
 

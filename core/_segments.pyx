@@ -8,14 +8,15 @@ Rules:
    an empty directory; etcd leaves them unwritten altogether). The thread writes them ahead of the
    log's end, in steps. `before_write` keeps the two apart: zeros are never written where the log
    has been or is about to be.
-3. The thread holds the GIL only to start and to end.
-4. A segment that can't be made is the taker's error, not an error before it is needed.
+3. Zeros follow the log: FILL_AHEAD_BYTES before its end in the active segment, twice as far as it
+   has come in the next one. Who writes little is not disturbed, and nothing is written at rest.
+4. The thread holds the GIL only to start and to end.
+5. A segment that can't be made is the taker's error, not an error before it is needed.
 
-Zeros go out in steps of 128 KiB, each waited for and followed by a pause while there is time, so
-that a concurrent fdatasync finds a short queue. Measured with 4 KiB commits on ext4 on a virtual
-disk, p50 / p99 in µs over rounds: everything ready 170–200 / 290–890; while the active segment is
-filled 165–180 / 630–2600; while the next one is made 195–220 / 650–3600; never filled 225–280 /
-520–3500.
+Zeros go out in steps of 128 KiB, each waited for, so that a concurrent fdatasync finds a short
+queue. Measured with 4 KiB commits on ext4 on a virtual disk, p50 / p99 in µs over rounds:
+everything ready 170–200 / 290–890; while zeros are written 165–220 / 630–3600; never filled
+225–280 / 520–3500.
 """
 
 import os
@@ -23,7 +24,6 @@ import threading
 
 from libc.errno cimport EINTR, ENOENT, errno
 from libc.stdio cimport snprintf
-from posix.unistd cimport usleep
 
 cdef extern from *:
     """
@@ -38,10 +38,11 @@ cdef extern from *:
     void store_offset "atomic_store"(uint64_t *place, uint64_t value) noexcept nogil
 
 cdef enum:
-    # Between two steps, while there is time: at most 32 MB of zeros a second.
-    PAUSE_MICROSECONDS = 4000
-    # The zeros of the active segment are kept at least this far ahead of the log's end.
+    # The zeros of the active segment are kept this far ahead of the log's end: some 50 ms of the
+    # fastest log seen.
     FILL_AHEAD_BYTES = 4 * 1024 * 1024
+    # The thread looks again whenever the log's end crosses a multiple of this: 1 MiB.
+    LOOK_AGAIN_SHIFT = 20
 
 
 cdef void wait_for(sem_t *semaphore) noexcept nogil:
@@ -106,7 +107,10 @@ cdef class Segments:
             handle = self.make()
             self.tmp_path(path, self.number ^ 1)
             return handle
+        store_int(&self.urgent, 1)
+        sem_post(&self.work)
         wait_for(&self.ready)
+        store_int(&self.urgent, 0)
         handle = self.next_handle
         self.holds_next = False
         self.tmp_path(path, self.number ^ 1)
@@ -116,6 +120,8 @@ cdef class Segments:
 
     cdef void before_write(self, uint64_t end) noexcept nogil:
         """Let the log write the active segment up to `end`: no zero is written there any more."""
+        if (load_offset(&self.log_end) ^ end) >> LOOK_AGAIN_SHIFT and self.thread is not None:
+            sem_post(&self.work)
         store_offset(&self.log_end, end)
         if load_offset(&self.fill_next) >= end:
             return
@@ -169,35 +175,45 @@ cdef class Segments:
             result = self.disk.file_fill(
                 handle, at, min(<uint64_t>FILL_STEP, self.segment_bytes - at))
             at += FILL_STEP
-            # The log must not arrive first: hurry when it is half as far as this segment is.
-            if self.thread is not None and at > 2 * load_offset(&self.log_end):
-                usleep(PAUSE_MICROSECONDS)
+            if self.thread is not None:
+                self.await_log(at // 2)
         return result
 
+    cdef void await_log(self, uint64_t end) noexcept nogil:
+        """Wait until the log has come so far, or somebody waits for the next segment; the active
+        one is filled meanwhile.
+        """
+        while self.fill_step():
+            pass
+        while (load_offset(&self.log_end) < end and not load_int(&self.urgent)
+               and not load_int(&self.stopping)):
+            wait_for(&self.work)
+            while self.fill_step():
+                pass
+
     cdef bint fill_step(self) noexcept nogil:
-        """Fill one more step of the active segment; False when there is none."""
+        """Fill one more step of the active segment; False when it is far enough."""
         cdef bint filled = False
         cdef uint64_t at
         pthread_mutex_lock(&self.filling)
         at = self.fill_next
-        if self.fill_handle >= 0 and at < self.fill_end:
+        if (self.fill_handle >= 0 and at < self.fill_end
+                and at < load_offset(&self.log_end) + FILL_AHEAD_BYTES):
             # A failure here is no commit's: the log's own write and sync would tell.
             filled = self.disk.file_fill(
                 self.fill_handle, at, min(<uint64_t>FILL_STEP, self.fill_end - at)) >= 0
             store_offset(&self.fill_next, at + FILL_STEP)
         pthread_mutex_unlock(&self.filling)
-        if filled and at > load_offset(&self.log_end) + FILL_AHEAD_BYTES:
-            usleep(PAUSE_MICROSECONDS)
-        return filled
+        return filled and not load_int(&self.stopping)
 
     cdef void loop(self) noexcept nogil:
-        """Fill the active segment, then make one segment for each that was taken."""
+        """Make one segment for each that was taken, and fill the active one."""
         while not load_int(&self.stopping):
-            if self.fill_step():
-                continue
             if exchange_int(&self.wanted, 0):
                 self.next_handle = self.make()
                 self.holds_next = True
                 sem_post(&self.ready)
-            else:
+            while self.fill_step():
+                pass
+            if not load_int(&self.wanted) and not load_int(&self.stopping):
                 wait_for(&self.work)
