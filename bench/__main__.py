@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"short and small: data sets of {QUICK_SCALE:.0%}; a first look, not a result",
+        help=f"short and small: data sets of {QUICK_SCALE:.0%}%; a first look, not a result",
     )
     parser.add_argument(
         "--dir", metavar="PATH", default=".", help="where data directories go (default: here)"

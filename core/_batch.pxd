@@ -32,6 +32,7 @@ cdef class Batch:
     cdef size_t request_bytes_max   # of a message from a worker
     cdef uint32_t txn_ops_max
     cdef uint64_t entry_id          # of the request made an entry last
+    cdef readonly uint32_t taken    # records of this turn
     cdef readonly Run run           # the writes of this turn, or None
     cdef readonly Reads reads       # the linearizable reads of this turn, or None
     cdef readonly list asked        # (port, request id, call, payload) for Python, in order

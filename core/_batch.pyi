@@ -8,6 +8,7 @@ class Reads:
     count: int
 
 class Batch:
+    taken: int
     run: Run | None
     reads: Reads | None
     asked: list[tuple[Port, int, int, bytes]]

@@ -75,8 +75,8 @@ cdef class Batch:
         buffer_free(&self.reply)
 
     def drain(self):
-        """Take a turn's requests; afterwards `run`, `reads` and `asked` hold what is to be done
-        with them.
+        """Take a turn's requests, `taken` many; afterwards `run`, `reads` and `asked` hold what is
+        to be done with them.
 
         Answers whether a ring may hold more.
         """
@@ -85,6 +85,7 @@ cdef class Batch:
         self.run = None
         self.reads = None
         self.asked = []
+        self.taken = 0
         for port in self.ports:
             if port is not None and not port.corrupt and self._drain_port(port):
                 more = True
@@ -118,6 +119,7 @@ cdef class Batch:
             port.corrupt = True
         if records:
             port.requests.release()
+        self.taken += records
         return got > 0
 
     cdef int _take(self, Port port, const uint8_t *data, size_t size) except -1:

@@ -528,6 +528,11 @@ cdef class Wal:
         """Bytes appended that no started sync has taken."""
         return self.batches[self.filling].bytes.size
 
+    @property
+    def last_sync_seconds(self):
+        """How long the last sync took; that before while one is in flight."""
+        return self.times.last_seconds
+
     def statistics(self):
         """The numbers behind the metrics; exact while no sync is in flight."""
         return WalStatistics(

@@ -12,9 +12,10 @@ Synchronous; the world is its arguments. A turn, from the requests in the rings 
 Rules:
 1. One sync is under way at most. What comes meanwhile gathers and is the next sync's: batches grow
    with the load, there is no timer.
-2. The sync runs in the log's own thread, so that this turn applies and answers what the last sync
-   made durable; but when one request is all there is, nobody gains by that and the sync runs here,
-   two thread switches cheaper.
+2. The sync runs in the log's own thread: neither reads nor ticks wait for a disk. Only where nobody
+   else waits, because all that this turn took are writes, and the last sync was quick, it runs
+   here, two thread switches cheaper (10 connections x 10 streams on 2 cores: 13.9 µs of CPU for a
+   put became 10.6).
 3. A failed write or sync raises out of `turn` and ends the process: nothing is retried, nothing
    more is acknowledged.
 """
@@ -36,8 +37,8 @@ from .messages import AlarmRequest, InternalRaftRequest, RequestHeader
 from .raft import Raft, Ready, SoftState
 from .readindex import ReadState
 
-# A run of at most this many entries is synced in the turn itself when nothing else waits; rule 2.
-LONE_ENTRIES_MAX = 1
+# A sync is quick, and may run in the turn itself, if the one before took no longer; rule 2.
+QUICK_SYNC_SECONDS = 0.001
 # Compacted versions removed in a turn: below 100 microseconds.
 COMPACT_STEP = 200
 
@@ -103,7 +104,8 @@ class Node:
             self._propose(run)
         if batch.reads is not None or self._read_callbacks:
             self._ask_index()
-        self.work(alone=run is not None and run.count <= LONE_ENTRIES_MAX and not more)
+        only_writes = run is not None and run.count == batch.taken and not more
+        self.work(alone=only_writes and self.wal.last_sync_seconds <= QUICK_SYNC_SECONDS)
         if self.applier.compact_step(COMPACT_STEP):
             more = True
         for each in self.ports:

@@ -20,6 +20,7 @@ from quorate.core.errors import (
     NotImplementedError,
     TooManyRequestsError,
 )
+from quorate.core.node import QUICK_SYNC_SECONDS
 from tests.core_driver import Call, FakeWorker
 from tests.messages import Message, decode, encode
 from tests.node_driver import Member, new_disk
@@ -45,17 +46,40 @@ def puts(worker: FakeWorker, prefix: bytes, count: int) -> list[Call]:
     return [worker.calls[request_id] for request_id in ids]
 
 
+def read_beside(worker: FakeWorker) -> None:
+    """A read, so that the sync of this turn's writes is not the turn's."""
+    worker.start("KV/Range", {"key": b"beside", "serializable": True})
+
+
 # --- syncs ----------------------------------------------------------------------------------------
 
 
-def test_a_lone_request_is_synced_and_answered_in_its_turn() -> None:
+@pytest.mark.parametrize("count", [1, 300])
+def test_writes_alone_are_synced_and_answered_in_their_turn(count: int) -> None:
     member = Member(new_disk())
     before = member.node.wal.statistics().fsync_count
-    [call] = puts(member.worker, b"k", 1)
+    calls = puts(member.worker, b"k", count)
     member.turn()
-    assert call.ended
+    assert all(call.ended for call in calls)
     assert not member.node.wal.syncing
     assert member.node.wal.statistics().fsync_count == before + 1
+
+
+def test_no_turn_waits_for_a_disk_that_was_slow() -> None:
+    disk = new_disk()
+    member = Member(disk)
+    with held(disk) as gate:
+        slow = threading.Timer(2 * QUICK_SYNC_SECONDS, gate.set)
+        slow.start()
+        member.put(b"a")
+        slow.join()
+    with held(disk) as gate:
+        [call] = puts(member.worker, b"b", 1)
+        member.turn()
+        assert member.node.wal.syncing
+        gate.set()
+        member.settle()
+    assert call.ended
 
 
 def test_many_requests_share_a_sync_and_nobody_is_answered_before_it_ends() -> None:
@@ -64,6 +88,7 @@ def test_many_requests_share_a_sync_and_nobody_is_answered_before_it_ends() -> N
     before = member.node.wal.statistics().fsync_count
     with held(disk) as gate:
         calls = [call for worker in member.workers for call in puts(worker, b"a", 100)]
+        read_beside(member.worker)
         member.turn()
         assert member.node.wal.syncing
         late = [call for worker in member.workers for call in puts(worker, b"b", 50)]
@@ -84,6 +109,7 @@ def test_a_lone_request_that_comes_during_a_sync_waits_for_the_next() -> None:
     member = Member(disk)
     with held(disk) as gate:
         first = puts(member.worker, b"a", 2)
+        read_beside(member.worker)
         member.turn()
         [lone] = puts(member.worker, b"b", 1)
         member.turn()
@@ -101,6 +127,7 @@ def test_reads_see_only_what_is_durable() -> None:
     with held(disk) as gate:
         member.worker.start("KV/Put", {"key": b"k", "value": b"new"})
         member.worker.start("KV/Put", {"key": b"l", "value": b"new"})
+        read_beside(member.worker)
         member.turn()
         for serializable in (False, True):
             asked = member.worker.start("KV/Range", {"key": b"k", "serializable": serializable})
@@ -252,6 +279,7 @@ def test_too_much_that_waits_for_the_disk_is_refused() -> None:
     member = Member(disk)
     with held(disk) as gate:
         calls: list[Call] = []
+        read_beside(member.worker)
         while not any(call.ended for call in calls):
             for _ in range(3):
                 asked = member.worker.start("KV/Put", {"key": b"k", "value": bytes(1_000_000)})
@@ -349,6 +377,7 @@ def test_an_answer_in_python_waits_for_its_read_index_and_the_sync_before_it() -
     member = Member(disk)
     with held(disk) as gate:
         puts(member.worker, b"a", 2)
+        read_beside(member.worker)
         member.turn()
         asked = member.worker.admin(
             AdminCall.ALARM, encode("AlarmRequest", {"action": 1, **NOSPACE})
