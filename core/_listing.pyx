@@ -40,7 +40,10 @@ cdef class Listing(LongReply):
     cdef bint step(self, Port port) except -1:
         cdef size_t room = min(<size_t>REPLY_SLICE_MAX, self.credit)
         cdef uint16_t flags = 0
-        if not self.selection.step(STEP_KEYS_MAX) or room < ENDS_SIZE_MAX:
+        if not self.selection.step(STEP_KEYS_MAX):
+            return False
+        if room < ENDS_SIZE_MAX:
+            self.waits = True
             return False
         scratch.size = 0
         if self.message_size == 0:
@@ -81,7 +84,10 @@ cdef class Stream(Listing):
     cdef bint step(self, Port port) except -1:
         cdef size_t room = min(<size_t>REPLY_SLICE_MAX, self.credit)
         cdef uint16_t flags = 0
-        if not self.selection.step(STEP_KEYS_MAX) or room < ENDS_SIZE_MAX:
+        if not self.selection.step(STEP_KEYS_MAX):
+            return False
+        if room < ENDS_SIZE_MAX:
+            self.waits = True
             return False
         scratch.size = 0
         if self.message_size == 0:
@@ -155,6 +161,7 @@ cdef class CompactionWait(LongReply):
     cdef bint step(self, Port port) except -1:
         cdef Buffer out
         if self.store.finished_revision < self.revision:
+            self.waits = True
             return False
         out.data = NULL
         out.size = out.capacity = 0

@@ -10,10 +10,11 @@ from quorate.core._ring cimport Doorbell, Ring
 
 
 cdef class LongReply:
-    # A reply that is sent in slices as its client reads. Subclasses fill `next_slice`.
+    # A reply that is sent in slices as its client reads.
     cdef uint64_t request_id
     cdef size_t credit          # bytes that may still be sent before the worker pulls more
     cdef uint32_t age           # milliseconds since it began
+    cdef bint waits             # set by a step that found nothing to do
 
     cdef bint step(self, Port port) except -1
     cdef bint hinders(self) noexcept

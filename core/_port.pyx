@@ -6,7 +6,8 @@ Rules:
    while there is one, no more requests are taken from that worker: what a worker can pile up is
    bounded by what it has asked.
 2. A long reply has at most REPLY_WINDOW bytes under way; the worker pulls more as its client reads.
-   One slice is sent per turn and reply, so that the core turns to other requests in between.
+   In a turn one of a worker's long replies goes one step on, and then stands behind the others: a
+   turn stays short, and with it the worker's rounds, however many lists are under way.
 3. A worker that breaks the format is marked `corrupt` and replaced; a record that is well-formed
    but wrong is dropped and counted.
 """
@@ -29,6 +30,8 @@ cdef class LongReply:
 
     cdef bint step(self, Port port) except -1:
         """Do a bounded piece of work and send at most one slice; True when the reply is complete.
+
+        Where there is nothing to do now, `waits` is set instead.
         """
         raise AssertionError("a LongReply must say how it goes on")
 
@@ -50,6 +53,7 @@ cdef class Blob(LongReply):
         cdef size_t size = min(self.message.size - self.sent, <size_t>REPLY_SLICE_MAX, self.credit)
         cdef uint16_t flags = REPLY_FIRST if self.sent == 0 else 0
         if size == 0:
+            self.waits = True
             return False
         if self.sent + size == self.message.size:
             flags |= REPLY_LAST | REPLY_END
@@ -134,6 +138,7 @@ cdef class Port:
         if reply is not None:
             reply.credit = min(
                 reply.credit + min(credit, <uint64_t>REPLY_WINDOW), <uint64_t>REPLY_WINDOW)
+            reply.waits = False
 
     cdef void cancel(self, uint64_t request_id):
         """The asker is gone."""
@@ -151,20 +156,24 @@ cdef class Port:
         return self.blocked()
 
     def step(self):
-        """Carry on every long reply by one slice; True while one of them could go on at once."""
+        """Carry on the first long reply that does not wait; True while one could go on at once."""
         cdef LongReply reply
-        cdef bint more = False
-        if not self.long_replies:
+        if not self.long_replies or self.blocked():
             return False
         for reply in list(self.long_replies.values()):
-            if self.blocked():
-                return False
+            reply.waits = False
             if reply.step(self):
                 del self.long_replies[reply.request_id]
                 reply.finish()
-            elif reply.credit:
-                more = True
-        return more
+                break
+            if not reply.waits:
+                del self.long_replies[reply.request_id]
+                self.long_replies[reply.request_id] = reply
+                break
+        for reply in self.long_replies.values():
+            if not reply.waits:
+                return not self.blocked()
+        return False
 
     def tick(self, uint32_t milliseconds, uint32_t milliseconds_max):
         """Time went by: give up the replies that hinder others and are older than the limit."""

@@ -7,7 +7,7 @@ Synchronous; the world is its arguments. A turn, from the requests in the rings 
     store      what raft wants stored is appended; a sync begins unless one runs        (_wal)
     apply      what raft says is committed is applied, and those who wait are answered  (_apply)
     serve      reads whose index is applied are answered                                (_batch)
-    tidy       a step of compaction, a slice of each long reply, and the replies go out (_port)
+    tidy       a step of compaction, one of a long reply, and the replies go out        (_port)
 
 Rules:
 1. One sync is under way at most. What comes meanwhile gathers and is the next sync's: batches grow

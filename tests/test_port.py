@@ -126,12 +126,25 @@ def test_a_slice_a_turn_and_no_slice_without_credit() -> None:
     core.worker.start("KV/Range", {"key": b"k"})
     slices = WINDOW // SLICE_MAX
     for number in range(slices):
-        assert core.turn() == (number < slices - 1)
+        assert core.turn()
         [reply] = core.worker.absorb(credit=False)
         assert len(reply.payload) == SLICE_MAX
         assert reply.flags == (FIRST if number == 0 else 0)
     assert not core.turn()
     assert core.worker.receive() == []
+
+
+def test_lists_take_turns_however_many_there_are() -> None:
+    core = Core()
+    core.put(b"k", bytes(1_000_000))
+    asked = [core.worker.start("KV/Range", {"key": b"k"}) for _ in range(3)]
+    sent = []
+    while core.turn():
+        sent += [reply.request_id for reply in core.worker.absorb(credit=False)]
+    assert sent == asked * (WINDOW // SLICE_MAX)
+    core.worker.pull(asked[1], SLICE_MAX)
+    core.turn()
+    assert [reply.request_id for reply in core.worker.absorb(credit=False)] == [asked[1]]
 
 
 def test_closing_a_port_lets_go_of_its_lists() -> None:
