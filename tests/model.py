@@ -150,7 +150,7 @@ class Model:
 
     def hash_kv(self, revision: int) -> tuple[int, int, int] | None:
         """None when etcd refuses."""
-        if revision in self.hashes:
+        if revision and revision in self.hashes:
             return self.hashes[revision]
         if revision > self.revision or 0 < revision < self.compact_revision:
             return None
