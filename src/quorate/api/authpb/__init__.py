@@ -45,6 +45,8 @@ default_message_pool.register_message("authpb", "Permission", Permission)
 
 @dataclass(eq=False, repr=False)
 class Role(betterproto2.Message):
+    """`authpb.Role`."""
+
     name: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     key_permission: "list[Permission]" = betterproto2.field(
@@ -57,6 +59,8 @@ default_message_pool.register_message("authpb", "Role", Role)
 
 @dataclass(eq=False, repr=False)
 class User(betterproto2.Message):
+    """`authpb.User`."""
+
     name: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     password: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)

@@ -218,6 +218,8 @@ class WatchCreateRequestFilterType(betterproto2.Enum):
 
 @dataclass(eq=False, repr=False)
 class AlarmMember(betterproto2.Message):
+    """`etcdserverpb.AlarmMember`."""
+
     member_id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     alarm: "AlarmType" = betterproto2.field(
@@ -230,6 +232,8 @@ default_message_pool.register_message("etcdserverpb", "AlarmMember", AlarmMember
 
 @dataclass(eq=False, repr=False)
 class AlarmRequest(betterproto2.Message):
+    """`etcdserverpb.AlarmRequest`."""
+
     action: "AlarmRequestAlarmAction" = betterproto2.field(
         1, betterproto2.TYPE_ENUM, default_factory=lambda: AlarmRequestAlarmAction(0)
     )
@@ -249,6 +253,8 @@ default_message_pool.register_message("etcdserverpb", "AlarmRequest", AlarmReque
 
 @dataclass(eq=False, repr=False)
 class AlarmResponse(betterproto2.Message):
+    """`etcdserverpb.AlarmResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -261,6 +267,8 @@ default_message_pool.register_message("etcdserverpb", "AlarmResponse", AlarmResp
 
 @dataclass(eq=False, repr=False)
 class AuthDisableRequest(betterproto2.Message):
+    """`etcdserverpb.AuthDisableRequest`."""
+
     pass
 
 
@@ -269,6 +277,8 @@ default_message_pool.register_message("etcdserverpb", "AuthDisableRequest", Auth
 
 @dataclass(eq=False, repr=False)
 class AuthDisableResponse(betterproto2.Message):
+    """`etcdserverpb.AuthDisableResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -291,6 +301,8 @@ default_message_pool.register_message("etcdserverpb", "AuthEnableRequest", AuthE
 
 @dataclass(eq=False, repr=False)
 class AuthEnableResponse(betterproto2.Message):
+    """`etcdserverpb.AuthEnableResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -301,6 +313,8 @@ default_message_pool.register_message("etcdserverpb", "AuthEnableResponse", Auth
 
 @dataclass(eq=False, repr=False)
 class AuthenticateRequest(betterproto2.Message):
+    """`etcdserverpb.AuthenticateRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     password: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -311,6 +325,8 @@ default_message_pool.register_message("etcdserverpb", "AuthenticateRequest", Aut
 
 @dataclass(eq=False, repr=False)
 class AuthenticateResponse(betterproto2.Message):
+    """`etcdserverpb.AuthenticateResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -323,6 +339,8 @@ default_message_pool.register_message("etcdserverpb", "AuthenticateResponse", Au
 
 @dataclass(eq=False, repr=False)
 class AuthRoleAddRequest(betterproto2.Message):
+    """`etcdserverpb.AuthRoleAddRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -331,6 +349,8 @@ default_message_pool.register_message("etcdserverpb", "AuthRoleAddRequest", Auth
 
 @dataclass(eq=False, repr=False)
 class AuthRoleAddResponse(betterproto2.Message):
+    """`etcdserverpb.AuthRoleAddResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -341,6 +361,8 @@ default_message_pool.register_message("etcdserverpb", "AuthRoleAddResponse", Aut
 
 @dataclass(eq=False, repr=False)
 class AuthRoleDeleteRequest(betterproto2.Message):
+    """`etcdserverpb.AuthRoleDeleteRequest`."""
+
     role: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -351,6 +373,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthRoleDeleteResponse(betterproto2.Message):
+    """`etcdserverpb.AuthRoleDeleteResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -363,6 +387,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthRoleGetRequest(betterproto2.Message):
+    """`etcdserverpb.AuthRoleGetRequest`."""
+
     role: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -371,6 +397,8 @@ default_message_pool.register_message("etcdserverpb", "AuthRoleGetRequest", Auth
 
 @dataclass(eq=False, repr=False)
 class AuthRoleGetResponse(betterproto2.Message):
+    """`etcdserverpb.AuthRoleGetResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -385,6 +413,8 @@ default_message_pool.register_message("etcdserverpb", "AuthRoleGetResponse", Aut
 
 @dataclass(eq=False, repr=False)
 class AuthRoleGrantPermissionRequest(betterproto2.Message):
+    """`etcdserverpb.AuthRoleGrantPermissionRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     perm: "_authpb__.Permission | None" = betterproto2.field(
@@ -399,6 +429,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthRoleGrantPermissionResponse(betterproto2.Message):
+    """`etcdserverpb.AuthRoleGrantPermissionResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -411,6 +443,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthRoleListRequest(betterproto2.Message):
+    """`etcdserverpb.AuthRoleListRequest`."""
+
     pass
 
 
@@ -419,6 +453,8 @@ default_message_pool.register_message("etcdserverpb", "AuthRoleListRequest", Aut
 
 @dataclass(eq=False, repr=False)
 class AuthRoleListResponse(betterproto2.Message):
+    """`etcdserverpb.AuthRoleListResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -431,6 +467,8 @@ default_message_pool.register_message("etcdserverpb", "AuthRoleListResponse", Au
 
 @dataclass(eq=False, repr=False)
 class AuthRoleRevokePermissionRequest(betterproto2.Message):
+    """`etcdserverpb.AuthRoleRevokePermissionRequest`."""
+
     role: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     key: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
@@ -445,6 +483,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthRoleRevokePermissionResponse(betterproto2.Message):
+    """`etcdserverpb.AuthRoleRevokePermissionResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -457,6 +497,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthStatusRequest(betterproto2.Message):
+    """`etcdserverpb.AuthStatusRequest`."""
+
     pass
 
 
@@ -465,6 +507,8 @@ default_message_pool.register_message("etcdserverpb", "AuthStatusRequest", AuthS
 
 @dataclass(eq=False, repr=False)
 class AuthStatusResponse(betterproto2.Message):
+    """`etcdserverpb.AuthStatusResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -479,6 +523,8 @@ default_message_pool.register_message("etcdserverpb", "AuthStatusResponse", Auth
 
 @dataclass(eq=False, repr=False)
 class AuthUserAddRequest(betterproto2.Message):
+    """`etcdserverpb.AuthUserAddRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     password: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -498,6 +544,8 @@ default_message_pool.register_message("etcdserverpb", "AuthUserAddRequest", Auth
 
 @dataclass(eq=False, repr=False)
 class AuthUserAddResponse(betterproto2.Message):
+    """`etcdserverpb.AuthUserAddResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -508,6 +556,8 @@ default_message_pool.register_message("etcdserverpb", "AuthUserAddResponse", Aut
 
 @dataclass(eq=False, repr=False)
 class AuthUserChangePasswordRequest(betterproto2.Message):
+    """`etcdserverpb.AuthUserChangePasswordRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     password: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -522,6 +572,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthUserChangePasswordResponse(betterproto2.Message):
+    """`etcdserverpb.AuthUserChangePasswordResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -534,6 +586,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthUserDeleteRequest(betterproto2.Message):
+    """`etcdserverpb.AuthUserDeleteRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -544,6 +598,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthUserDeleteResponse(betterproto2.Message):
+    """`etcdserverpb.AuthUserDeleteResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -556,6 +612,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthUserGetRequest(betterproto2.Message):
+    """`etcdserverpb.AuthUserGetRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -564,6 +622,8 @@ default_message_pool.register_message("etcdserverpb", "AuthUserGetRequest", Auth
 
 @dataclass(eq=False, repr=False)
 class AuthUserGetResponse(betterproto2.Message):
+    """`etcdserverpb.AuthUserGetResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -576,6 +636,8 @@ default_message_pool.register_message("etcdserverpb", "AuthUserGetResponse", Aut
 
 @dataclass(eq=False, repr=False)
 class AuthUserGrantRoleRequest(betterproto2.Message):
+    """`etcdserverpb.AuthUserGrantRoleRequest`."""
+
     user: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     role: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -588,6 +650,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthUserGrantRoleResponse(betterproto2.Message):
+    """`etcdserverpb.AuthUserGrantRoleResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -600,6 +664,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthUserListRequest(betterproto2.Message):
+    """`etcdserverpb.AuthUserListRequest`."""
+
     pass
 
 
@@ -608,6 +674,8 @@ default_message_pool.register_message("etcdserverpb", "AuthUserListRequest", Aut
 
 @dataclass(eq=False, repr=False)
 class AuthUserListResponse(betterproto2.Message):
+    """`etcdserverpb.AuthUserListResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -620,6 +688,8 @@ default_message_pool.register_message("etcdserverpb", "AuthUserListResponse", Au
 
 @dataclass(eq=False, repr=False)
 class AuthUserRevokeRoleRequest(betterproto2.Message):
+    """`etcdserverpb.AuthUserRevokeRoleRequest`."""
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     role: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -632,6 +702,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthUserRevokeRoleResponse(betterproto2.Message):
+    """`etcdserverpb.AuthUserRevokeRoleResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -644,6 +716,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ClusterMemberAttrSetRequest(betterproto2.Message):
+    """`etcdserverpb.ClusterMemberAttrSetRequest`."""
+
     member_ID: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     member_attributes: "MemberAttributes | None" = betterproto2.field(
@@ -658,6 +732,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ClusterVersionSetRequest(betterproto2.Message):
+    """`etcdserverpb.ClusterVersionSetRequest`."""
+
     ver: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -668,6 +744,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class CompactionRequest(betterproto2.Message):
+    """`etcdserverpb.CompactionRequest`."""
+
     revision: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
     physical: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
@@ -681,6 +759,8 @@ default_message_pool.register_message("etcdserverpb", "CompactionRequest", Compa
 
 @dataclass(eq=False, repr=False)
 class CompactionResponse(betterproto2.Message):
+    """`etcdserverpb.CompactionResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -739,6 +819,8 @@ default_message_pool.register_message("etcdserverpb", "Compare", Compare)
 
 @dataclass(eq=False, repr=False)
 class DefragmentRequest(betterproto2.Message):
+    """`etcdserverpb.DefragmentRequest`."""
+
     pass
 
 
@@ -747,6 +829,8 @@ default_message_pool.register_message("etcdserverpb", "DefragmentRequest", Defra
 
 @dataclass(eq=False, repr=False)
 class DefragmentResponse(betterproto2.Message):
+    """`etcdserverpb.DefragmentResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -757,6 +841,8 @@ default_message_pool.register_message("etcdserverpb", "DefragmentResponse", Defr
 
 @dataclass(eq=False, repr=False)
 class DeleteRangeRequest(betterproto2.Message):
+    """`etcdserverpb.DeleteRangeRequest`."""
+
     key: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     range_end: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
@@ -769,6 +855,8 @@ default_message_pool.register_message("etcdserverpb", "DeleteRangeRequest", Dele
 
 @dataclass(eq=False, repr=False)
 class DeleteRangeResponse(betterproto2.Message):
+    """`etcdserverpb.DeleteRangeResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -785,6 +873,8 @@ default_message_pool.register_message("etcdserverpb", "DeleteRangeResponse", Del
 
 @dataclass(eq=False, repr=False)
 class DowngradeInfo(betterproto2.Message):
+    """`etcdserverpb.DowngradeInfo`."""
+
     enabled: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
 
     target_version: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -795,6 +885,8 @@ default_message_pool.register_message("etcdserverpb", "DowngradeInfo", Downgrade
 
 @dataclass(eq=False, repr=False)
 class DowngradeInfoSetRequest(betterproto2.Message):
+    """`etcdserverpb.DowngradeInfoSetRequest`."""
+
     enabled: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
 
     ver: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -807,6 +899,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class DowngradeRequest(betterproto2.Message):
+    """`etcdserverpb.DowngradeRequest`."""
+
     action: "DowngradeRequestDowngradeAction" = betterproto2.field(
         1,
         betterproto2.TYPE_ENUM,
@@ -821,6 +915,8 @@ default_message_pool.register_message("etcdserverpb", "DowngradeRequest", Downgr
 
 @dataclass(eq=False, repr=False)
 class DowngradeResponse(betterproto2.Message):
+    """`etcdserverpb.DowngradeResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -836,6 +932,8 @@ default_message_pool.register_message("etcdserverpb", "DowngradeResponse", Downg
 
 @dataclass(eq=False, repr=False)
 class HashKvRequest(betterproto2.Message):
+    """`etcdserverpb.HashKvRequest`."""
+
     revision: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
     """
     0 for the newest.
@@ -847,6 +945,8 @@ default_message_pool.register_message("etcdserverpb", "HashKVRequest", HashKvReq
 
 @dataclass(eq=False, repr=False)
 class HashKvResponse(betterproto2.Message):
+    """`etcdserverpb.HashKvResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -866,6 +966,8 @@ default_message_pool.register_message("etcdserverpb", "HashKVResponse", HashKvRe
 
 @dataclass(eq=False, repr=False)
 class HashRequest(betterproto2.Message):
+    """`etcdserverpb.HashRequest`."""
+
     pass
 
 
@@ -874,6 +976,8 @@ default_message_pool.register_message("etcdserverpb", "HashRequest", HashRequest
 
 @dataclass(eq=False, repr=False)
 class HashResponse(betterproto2.Message):
+    """`etcdserverpb.HashResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1031,6 +1135,8 @@ default_message_pool.register_message("etcdserverpb", "InternalRaftRequest", Int
 
 @dataclass(eq=False, repr=False)
 class LeaseCheckpoint(betterproto2.Message):
+    """`etcdserverpb.LeaseCheckpoint`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
     remaining_TTL: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
@@ -1080,6 +1186,8 @@ default_message_pool.register_message("etcdserverpb", "LeaseGrantRequest", Lease
 
 @dataclass(eq=False, repr=False)
 class LeaseGrantResponse(betterproto2.Message):
+    """`etcdserverpb.LeaseGrantResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1099,6 +1207,8 @@ default_message_pool.register_message("etcdserverpb", "LeaseGrantResponse", Leas
 
 @dataclass(eq=False, repr=False)
 class LeaseKeepAliveRequest(betterproto2.Message):
+    """`etcdserverpb.LeaseKeepAliveRequest`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
 
@@ -1109,6 +1219,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class LeaseKeepAliveResponse(betterproto2.Message):
+    """`etcdserverpb.LeaseKeepAliveResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1128,6 +1240,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class LeaseLeasesRequest(betterproto2.Message):
+    """`etcdserverpb.LeaseLeasesRequest`."""
+
     pass
 
 
@@ -1136,6 +1250,8 @@ default_message_pool.register_message("etcdserverpb", "LeaseLeasesRequest", Leas
 
 @dataclass(eq=False, repr=False)
 class LeaseLeasesResponse(betterproto2.Message):
+    """`etcdserverpb.LeaseLeasesResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1148,6 +1264,8 @@ default_message_pool.register_message("etcdserverpb", "LeaseLeasesResponse", Lea
 
 @dataclass(eq=False, repr=False)
 class LeaseRevokeRequest(betterproto2.Message):
+    """`etcdserverpb.LeaseRevokeRequest`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
 
@@ -1156,6 +1274,8 @@ default_message_pool.register_message("etcdserverpb", "LeaseRevokeRequest", Leas
 
 @dataclass(eq=False, repr=False)
 class LeaseRevokeResponse(betterproto2.Message):
+    """`etcdserverpb.LeaseRevokeResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1166,6 +1286,8 @@ default_message_pool.register_message("etcdserverpb", "LeaseRevokeResponse", Lea
 
 @dataclass(eq=False, repr=False)
 class LeaseStatus(betterproto2.Message):
+    """`etcdserverpb.LeaseStatus`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
 
@@ -1174,6 +1296,8 @@ default_message_pool.register_message("etcdserverpb", "LeaseStatus", LeaseStatus
 
 @dataclass(eq=False, repr=False)
 class LeaseTimeToLiveRequest(betterproto2.Message):
+    """`etcdserverpb.LeaseTimeToLiveRequest`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
     keys: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
@@ -1189,6 +1313,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class LeaseTimeToLiveResponse(betterproto2.Message):
+    """`etcdserverpb.LeaseTimeToLiveResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1238,6 +1364,8 @@ default_message_pool.register_message("etcdserverpb", "Member", Member)
 
 @dataclass(eq=False, repr=False)
 class MemberAddRequest(betterproto2.Message):
+    """`etcdserverpb.MemberAddRequest`."""
+
     peer_urls: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
 
     is_learner: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
@@ -1248,6 +1376,8 @@ default_message_pool.register_message("etcdserverpb", "MemberAddRequest", Member
 
 @dataclass(eq=False, repr=False)
 class MemberAddResponse(betterproto2.Message):
+    """`etcdserverpb.MemberAddResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1279,6 +1409,8 @@ default_message_pool.register_message("etcdserverpb", "MemberAttributes", Member
 
 @dataclass(eq=False, repr=False)
 class MemberListRequest(betterproto2.Message):
+    """`etcdserverpb.MemberListRequest`."""
+
     linearizable: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
 
 
@@ -1287,6 +1419,8 @@ default_message_pool.register_message("etcdserverpb", "MemberListRequest", Membe
 
 @dataclass(eq=False, repr=False)
 class MemberListResponse(betterproto2.Message):
+    """`etcdserverpb.MemberListResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1299,6 +1433,8 @@ default_message_pool.register_message("etcdserverpb", "MemberListResponse", Memb
 
 @dataclass(eq=False, repr=False)
 class MemberPromoteRequest(betterproto2.Message):
+    """`etcdserverpb.MemberPromoteRequest`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
 
@@ -1307,6 +1443,8 @@ default_message_pool.register_message("etcdserverpb", "MemberPromoteRequest", Me
 
 @dataclass(eq=False, repr=False)
 class MemberPromoteResponse(betterproto2.Message):
+    """`etcdserverpb.MemberPromoteResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1321,6 +1459,8 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class MemberRemoveRequest(betterproto2.Message):
+    """`etcdserverpb.MemberRemoveRequest`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
 
@@ -1329,6 +1469,8 @@ default_message_pool.register_message("etcdserverpb", "MemberRemoveRequest", Mem
 
 @dataclass(eq=False, repr=False)
 class MemberRemoveResponse(betterproto2.Message):
+    """`etcdserverpb.MemberRemoveResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1341,6 +1483,8 @@ default_message_pool.register_message("etcdserverpb", "MemberRemoveResponse", Me
 
 @dataclass(eq=False, repr=False)
 class MemberUpdateRequest(betterproto2.Message):
+    """`etcdserverpb.MemberUpdateRequest`."""
+
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     peer_urls: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -1351,6 +1495,8 @@ default_message_pool.register_message("etcdserverpb", "MemberUpdateRequest", Mem
 
 @dataclass(eq=False, repr=False)
 class MemberUpdateResponse(betterproto2.Message):
+    """`etcdserverpb.MemberUpdateResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1363,6 +1509,8 @@ default_message_pool.register_message("etcdserverpb", "MemberUpdateResponse", Me
 
 @dataclass(eq=False, repr=False)
 class MoveLeaderRequest(betterproto2.Message):
+    """`etcdserverpb.MoveLeaderRequest`."""
+
     target_id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
 
@@ -1371,6 +1519,8 @@ default_message_pool.register_message("etcdserverpb", "MoveLeaderRequest", MoveL
 
 @dataclass(eq=False, repr=False)
 class MoveLeaderResponse(betterproto2.Message):
+    """`etcdserverpb.MoveLeaderResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1381,6 +1531,8 @@ default_message_pool.register_message("etcdserverpb", "MoveLeaderResponse", Move
 
 @dataclass(eq=False, repr=False)
 class PutRequest(betterproto2.Message):
+    """`etcdserverpb.PutRequest`."""
+
     key: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     value: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
@@ -1408,6 +1560,8 @@ default_message_pool.register_message("etcdserverpb", "PutRequest", PutRequest)
 
 @dataclass(eq=False, repr=False)
 class PutResponse(betterproto2.Message):
+    """`etcdserverpb.PutResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1474,6 +1628,8 @@ default_message_pool.register_message("etcdserverpb", "RangeRequest", RangeReque
 
 @dataclass(eq=False, repr=False)
 class RangeResponse(betterproto2.Message):
+    """`etcdserverpb.RangeResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1498,6 +1654,8 @@ default_message_pool.register_message("etcdserverpb", "RangeResponse", RangeResp
 
 @dataclass(eq=False, repr=False)
 class RangeStreamResponse(betterproto2.Message):
+    """`etcdserverpb.RangeStreamResponse`."""
+
     range_response: "RangeResponse | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1609,6 +1767,8 @@ default_message_pool.register_message("etcdserverpb", "ResponseOp", ResponseOp)
 
 @dataclass(eq=False, repr=False)
 class SnapshotRequest(betterproto2.Message):
+    """`etcdserverpb.SnapshotRequest`."""
+
     pass
 
 
@@ -1617,6 +1777,8 @@ default_message_pool.register_message("etcdserverpb", "SnapshotRequest", Snapsho
 
 @dataclass(eq=False, repr=False)
 class SnapshotResponse(betterproto2.Message):
+    """`etcdserverpb.SnapshotResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1636,6 +1798,8 @@ default_message_pool.register_message("etcdserverpb", "SnapshotResponse", Snapsh
 
 @dataclass(eq=False, repr=False)
 class StatusRequest(betterproto2.Message):
+    """`etcdserverpb.StatusRequest`."""
+
     pass
 
 
@@ -1644,6 +1808,8 @@ default_message_pool.register_message("etcdserverpb", "StatusRequest", StatusReq
 
 @dataclass(eq=False, repr=False)
 class StatusResponse(betterproto2.Message):
+    """`etcdserverpb.StatusResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1695,6 +1861,8 @@ default_message_pool.register_message("etcdserverpb", "StatusResponse", StatusRe
 
 @dataclass(eq=False, repr=False)
 class TxnRequest(betterproto2.Message):
+    """`etcdserverpb.TxnRequest`."""
+
     compare: "list[Compare]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     All must hold for `success`; else `failure` is done.
@@ -1710,6 +1878,8 @@ default_message_pool.register_message("etcdserverpb", "TxnRequest", TxnRequest)
 
 @dataclass(eq=False, repr=False)
 class TxnResponse(betterproto2.Message):
+    """`etcdserverpb.TxnResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1724,6 +1894,8 @@ default_message_pool.register_message("etcdserverpb", "TxnResponse", TxnResponse
 
 @dataclass(eq=False, repr=False)
 class WatchCancelRequest(betterproto2.Message):
+    """`etcdserverpb.WatchCancelRequest`."""
+
     watch_id: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
 
 
@@ -1732,6 +1904,8 @@ default_message_pool.register_message("etcdserverpb", "WatchCancelRequest", Watc
 
 @dataclass(eq=False, repr=False)
 class WatchCreateRequest(betterproto2.Message):
+    """`etcdserverpb.WatchCreateRequest`."""
+
     key: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     range_end: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
@@ -1768,6 +1942,8 @@ default_message_pool.register_message("etcdserverpb", "WatchCreateRequest", Watc
 
 @dataclass(eq=False, repr=False)
 class WatchProgressRequest(betterproto2.Message):
+    """`etcdserverpb.WatchProgressRequest`."""
+
     pass
 
 
@@ -1801,6 +1977,8 @@ default_message_pool.register_message("etcdserverpb", "WatchRequest", WatchReque
 
 @dataclass(eq=False, repr=False)
 class WatchResponse(betterproto2.Message):
+    """`etcdserverpb.WatchResponse`."""
+
     header: "ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )

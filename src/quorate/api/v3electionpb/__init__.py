@@ -33,6 +33,8 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class CampaignRequest(betterproto2.Message):
+    """`v3electionpb.CampaignRequest`."""
+
     name: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     lease: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
@@ -45,6 +47,8 @@ default_message_pool.register_message("v3electionpb", "CampaignRequest", Campaig
 
 @dataclass(eq=False, repr=False)
 class CampaignResponse(betterproto2.Message):
+    """`v3electionpb.CampaignResponse`."""
+
     header: "_etcdserverpb__.ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -78,6 +82,8 @@ default_message_pool.register_message("v3electionpb", "LeaderKey", LeaderKey)
 
 @dataclass(eq=False, repr=False)
 class LeaderRequest(betterproto2.Message):
+    """`v3electionpb.LeaderRequest`."""
+
     name: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
 
@@ -86,6 +92,8 @@ default_message_pool.register_message("v3electionpb", "LeaderRequest", LeaderReq
 
 @dataclass(eq=False, repr=False)
 class LeaderResponse(betterproto2.Message):
+    """`v3electionpb.LeaderResponse`."""
+
     header: "_etcdserverpb__.ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -100,6 +108,8 @@ default_message_pool.register_message("v3electionpb", "LeaderResponse", LeaderRe
 
 @dataclass(eq=False, repr=False)
 class ProclaimRequest(betterproto2.Message):
+    """`v3electionpb.ProclaimRequest`."""
+
     leader: "LeaderKey | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     value: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
@@ -110,6 +120,8 @@ default_message_pool.register_message("v3electionpb", "ProclaimRequest", Proclai
 
 @dataclass(eq=False, repr=False)
 class ProclaimResponse(betterproto2.Message):
+    """`v3electionpb.ProclaimResponse`."""
+
     header: "_etcdserverpb__.ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -120,6 +132,8 @@ default_message_pool.register_message("v3electionpb", "ProclaimResponse", Procla
 
 @dataclass(eq=False, repr=False)
 class ResignRequest(betterproto2.Message):
+    """`v3electionpb.ResignRequest`."""
+
     leader: "LeaderKey | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
@@ -128,6 +142,8 @@ default_message_pool.register_message("v3electionpb", "ResignRequest", ResignReq
 
 @dataclass(eq=False, repr=False)
 class ResignResponse(betterproto2.Message):
+    """`v3electionpb.ResignResponse`."""
+
     header: "_etcdserverpb__.ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )

@@ -23,6 +23,8 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class LockRequest(betterproto2.Message):
+    """`v3lockpb.LockRequest`."""
+
     name: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
     lease: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
@@ -36,6 +38,8 @@ default_message_pool.register_message("v3lockpb", "LockRequest", LockRequest)
 
 @dataclass(eq=False, repr=False)
 class LockResponse(betterproto2.Message):
+    """`v3lockpb.LockResponse`."""
+
     header: "_etcdserverpb__.ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -51,6 +55,8 @@ default_message_pool.register_message("v3lockpb", "LockResponse", LockResponse)
 
 @dataclass(eq=False, repr=False)
 class UnlockRequest(betterproto2.Message):
+    """`v3lockpb.UnlockRequest`."""
+
     key: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
     """
     The key that Lock answered.
@@ -62,6 +68,8 @@ default_message_pool.register_message("v3lockpb", "UnlockRequest", UnlockRequest
 
 @dataclass(eq=False, repr=False)
 class UnlockResponse(betterproto2.Message):
+    """`v3lockpb.UnlockResponse`."""
+
     header: "_etcdserverpb__.ResponseHeader | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )

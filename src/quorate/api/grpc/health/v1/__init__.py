@@ -42,6 +42,8 @@ class HealthCheckResponseServingStatus(betterproto2.Enum):
 
 @dataclass(eq=False, repr=False)
 class HealthCheckRequest(betterproto2.Message):
+    """`grpc.health.v1.HealthCheckRequest`."""
+
     service: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     Empty for the server as a whole.
@@ -53,6 +55,8 @@ default_message_pool.register_message("grpc.health.v1", "HealthCheckRequest", He
 
 @dataclass(eq=False, repr=False)
 class HealthCheckResponse(betterproto2.Message):
+    """`grpc.health.v1.HealthCheckResponse`."""
+
     status: "HealthCheckResponseServingStatus" = betterproto2.field(
         1,
         betterproto2.TYPE_ENUM,
@@ -65,6 +69,8 @@ default_message_pool.register_message("grpc.health.v1", "HealthCheckResponse", H
 
 @dataclass(eq=False, repr=False)
 class HealthListRequest(betterproto2.Message):
+    """`grpc.health.v1.HealthListRequest`."""
+
     pass
 
 
@@ -73,6 +79,8 @@ default_message_pool.register_message("grpc.health.v1", "HealthListRequest", Hea
 
 @dataclass(eq=False, repr=False)
 class HealthListResponse(betterproto2.Message):
+    """`grpc.health.v1.HealthListResponse`."""
+
     statuses: "dict[str, HealthCheckResponse]" = betterproto2.field(
         1,
         betterproto2.TYPE_MAP,
