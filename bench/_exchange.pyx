@@ -9,8 +9,7 @@ What is checked:
 - a write's revision is above every revision that was known when it left (order in real time);
 - a linearizable read's revision is not below it; its key-value is the key asked for, not older than
   what was acknowledged when it left, and its value is byte for byte what was put;
-- a list has as many key-values as the limit and the keyspace say, in order, and the right `count`
-  and `more`;
+- a list has as many key-values as limit and keyspace say, in order, the right `count` and `more`;
 - a txn that compared the right mod revision succeeded, with one response.
 
 A reply is read field by field as its bytes come, so that a list of any size needs no more memory

@@ -7,8 +7,7 @@ Rules:
 - Closed loop (the default): each of connections x streams slots sends its next request when its
   last one is answered. Open loop (`rate`): requests leave at a fixed pace whatever the server does,
   and latency counts from when a request was *due*, so a server that stalls cannot hide it.
-- Every run is bounded: by `seconds` or `requests`, and then by `patience` seconds for what is in
-  flight.
+- Every run is bounded: by `seconds` or `requests`, then by `patience` seconds for those in flight.
 - A lost connection fails its requests and is not opened again; without any connection the run ends.
 """
 

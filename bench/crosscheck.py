@@ -1,8 +1,7 @@
 """The load generator against h2load: the same puts and gets, turn and turn about, on one server.
 
 h2load sends one fixed body, so the generator works on one key; it looks at HTTP statuses only, the
-generator reads every answer. A pair further apart than TOLERANCE says that one of the two measures
-itself.
+generator reads every answer. A pair further apart than TOLERANCE says that one measures itself.
 """
 
 import os

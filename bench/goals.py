@@ -1,8 +1,7 @@
 """What quorate wants to reach, as a table: which figure, compared with what, and how.
 
 A goal compares a figure of quorate with one of `AGAINST`: the first etcd of the command line, the
-newest etcd among them, quorate's own echo rate, another row of quorate's own, or nothing (a plain
-number).
+newest etcd among them, quorate's own echo rate, another of its rows, or nothing (a plain number).
 """
 
 from collections.abc import Mapping

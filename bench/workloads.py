@@ -1,5 +1,4 @@
-"""What is measured: each case gets a server of its own on a fresh data directory and gives rows of
-figures.
+"""What is measured: each case gets a server on a fresh data directory and gives rows of figures.
 
 A row has a name ("put 10x10, one key": 10 connections with 10 streams each) and figures by metric
 name. The name of a metric ends with its unit. Where the same row means the same for every server,
@@ -7,8 +6,7 @@ name. The name of a metric ends with its unit. Where the same row means the same
 
 Rules:
 - Every case checks answers: what the load generator calls wrong, a revision that does not rise by
-  exactly the number of acknowledged writes, or a count that is off after a restart raises
-  WrongAnswer.
+  exactly the acknowledged writes, or a count that is off after a restart raises WrongAnswer.
 - The open loops run at a pace that every server here can hold, so that their percentiles compare
   stalls and not capacity.
 """

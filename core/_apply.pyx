@@ -6,8 +6,7 @@ Rules:
 2. A Txn is compared and checked whole before its first write: an error changes nothing. Compares
    see the store as it was before the Txn, nested ones too (etcd: compareToPath).
 3. Where etcd's own check misses that an earlier delete of the same Txn takes the key that a put
-   with `ignore_value` or `ignore_lease` needs, and panics in the middle, the answer here is `key
-   not found`.
+   with `ignore_value` or `ignore_lease` needs, and panics midway, we answer `key not found`.
 4. A reply is encoded once, here; workers only frame it.
 """
 
@@ -17,8 +16,7 @@ from libc.string cimport memcmp, memmove
 from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve, load_le32
 from quorate.core._errors cimport (
     ERROR_COMPACTED, ERROR_CORRUPT, ERROR_EMPTY_KEY, ERROR_FUTURE_REVISION, ERROR_KEY_NOT_FOUND,
-    ERROR_LEASE_NOT_FOUND,
-    ERROR_NONE, ERROR_NO_SPACE,
+    ERROR_LEASE_NOT_FOUND, ERROR_NONE, ERROR_NO_SPACE,
 )
 from quorate.core._listing cimport CompactionWait
 from quorate.core._mvcc cimport Cursor, Store
@@ -29,21 +27,18 @@ from quorate.core._record cimport (
 )
 from quorate.core._reply cimport (
     Header, OMIT_NOTHING, TAG_DELETE_DELETED, TAG_DELETE_PREV_KVS, TAG_PUT_PREV_KV,
-    TAG_TXN_RESPONSES, TAG_TXN_SUCCEEDED, append_header,
-    append_key_value, append_number, close_nested, open_nested,
+    TAG_TXN_RESPONSES, TAG_TXN_SUCCEEDED, append_header, append_key_value, append_number,
+    close_nested, open_nested,
 )
 from quorate.core._request cimport (
     COMPARE_CREATE, COMPARE_EQUAL, COMPARE_GREATER, COMPARE_LEASE, COMPARE_LESS, COMPARE_MOD,
-    COMPARE_NOT_EQUAL, COMPARE_VALUE,
-    COMPARE_VERSION, Compare, KvRequest, NO_INDEX, OP_DELETE_RANGE, OP_PUT, OP_RANGE, OP_TXN, Op,
-    compare_at, decode_request,
-    op_at, request_free,
+    COMPARE_NOT_EQUAL, COMPARE_VALUE, COMPARE_VERSION, Compare, KvRequest, NO_INDEX,
+    OP_DELETE_RANGE, OP_PUT, OP_RANGE, OP_TXN, Op, compare_at, decode_request, op_at, request_free,
 )
 from quorate.core._run cimport ENTRY_HEADER_SIZE, ENTRY_NORMAL, Run, Waiter
 from quorate.core._selection cimport Selection
 from quorate.core._version cimport (
-    Version, version_lease, version_value,
-    version_value_size,
+    Version, version_lease, version_value, version_value_size,
 )
 
 cdef enum:
@@ -368,9 +363,7 @@ cdef class Applier:
 
 
 cdef uint32_t _kv_method(const uint8_t *data, size_t size, Span *request) noexcept nogil:
-    """Which KV request an InternalRaftRequest carries; METHOD_NONE when it is another kind, or
-    malformed.
-    """
+    """Which KV request an InternalRaftRequest carries; METHOD_NONE: another kind, or malformed."""
     cdef Reader reader
     cdef uint32_t field
     cdef uint32_t method = METHOD_NONE
@@ -398,9 +391,7 @@ METHODS[:] = [METHOD_RANGE, METHOD_PUT, METHOD_DELETE_RANGE, METHOD_TXN, METHOD_
 
 
 cdef bint _has_put(KvRequest *request) noexcept nogil:
-    """Whether any list of a Txn, nested ones too, has a put: such a one needs room (etcd:
-    applierV3Capped).
-    """
+    """Whether any list of a Txn, nested too, has a put: it needs room (etcd: applierV3Capped)."""
     cdef Op *op = op_at(request, 0)
     cdef Op *end = op + request.ops.size // sizeof(Op)
     while op < end:
@@ -428,9 +419,7 @@ cdef int _compare_spans(Span a, Span b) noexcept nogil:
 
 
 cdef bint _holds(Store store, const Compare *compare) noexcept:
-    """Whether a compare is true of every key of its range; of a missing key, zeros are compared,
-    but no value.
-    """
+    """Whether a compare is true of all keys of its range; a missing key has zeros but no value."""
     cdef Cursor cursor
     cdef Version *version
     if compare.range_end.size == 0:

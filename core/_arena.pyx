@@ -17,8 +17,7 @@ Rules:
 6. No block moves. Nothing here is thread safe.
 
 Chunks do not ask for huge pages: a random read would be a third faster, but the first touch of
-each stalls the caller for as long as a thousand small faults take (6 ms were measured in a
-virtual machine).
+each stalls the caller for as long as a thousand small faults take (6 ms in a virtual machine).
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uintptr_t

@@ -22,24 +22,22 @@ from quorate.core._port cimport Port
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._record cimport (
     METHOD_ADMIN, METHOD_CANCEL, METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_HASH, METHOD_HASH_KV,
-    METHOD_NONE, METHOD_PULL, METHOD_PUT,
-    METHOD_RANGE, METHOD_RANGE_STREAM, METHOD_TXN, REPLY_SLICE_MAX, REPLY_WHOLE, Request,
+    METHOD_NONE, METHOD_PULL, METHOD_PUT, METHOD_RANGE, METHOD_RANGE_STREAM, METHOD_TXN,
+    REPLY_SLICE_MAX, REPLY_WHOLE, Request,
 )
 from quorate.core._reply cimport (
     TAG_RANGE_COUNT, TAG_RANGE_KVS, append_header, append_key_value, append_number,
 )
 from quorate.core._request cimport (
-    Op, check_request, has_revision_filters, decode_request, is_read_only, is_serializable,
-    omitted, op_at,
-    request_free,
+    Op, check_request, has_revision_filters, decode_request, is_read_only, is_serializable, omitted,
+    op_at, request_free,
 )
 from quorate.core._run cimport ENTRY_NORMAL, Run, Waiter
 from quorate.core._selection cimport STEP_KEYS_MAX, Selection
 from quorate.core._version cimport Version
 
 cdef enum:
-    # InternalRaftRequest: tags of the length-delimited fields, and of the header (field 100, two
-    # bytes).
+    # InternalRaftRequest: tags of length-delimited fields, and of the header (field 100, 2 bytes).
     TAG_PUT = 34
     TAG_DELETE_RANGE = 42
     TAG_TXN = 50
@@ -205,9 +203,7 @@ cdef class Batch:
         return self.run.add_waiter(&waiter)
 
     def propose(self, encode):
-        """Make an entry that Python encodes, `encode(entry id) -> bytes`, of this turn's run;
-        answers its id.
-        """
+        """Add Python's entry, `encode(entry id) -> bytes`, to this turn's run; answers its id."""
         cdef Waiter waiter
         cdef bytes data
         cdef uint8_t *at

@@ -1,5 +1,4 @@
-"""The disk as the core sees it: the contract `Disk`, the real `OsDisk` and the door for simulated
-disks.
+"""The disk as the core sees it: the contract `Disk`, the real `OsDisk`, a door for simulated ones.
 
 Rules:
 1. The C-level methods (`file_*`, `path_*`) are what hot code and threads call: no GIL, no
@@ -10,8 +9,7 @@ Rules:
    means is the caller's matter.
 4. `PythonDisk` turns every C-level call into the Python method of that name, so that a Python
    subclass is a disk too. It takes the GIL for each call.
-5. Directories have mode 0700 and files 0600, as etcd makes them. Every file is opened for reading
-   and writing.
+5. Directories have mode 0700 and files 0600, as in etcd. All files are opened to read and write.
 """
 
 import os

@@ -43,8 +43,7 @@ cdef class History:
     cdef void seek(self, HistoryCursor *cursor, int64_t revision, uint32_t sub) noexcept nogil
     cdef Version *next(self, HistoryCursor *cursor) noexcept nogil
 
-    # The sweep goes over the versions from the oldest on: peek, then reserve and keep, or drop, and
-    # so on.
+    # A sweep goes over the versions from the oldest on: peek, reserve and keep, or drop, and so on.
     cdef bint sweep_begin(self) noexcept nogil                  # False: no memory, try later
     cdef Version *sweep_peek(self) noexcept nogil               # NULL at the end
     cdef bint sweep_reserve(self) noexcept nogil                # False: no memory, try later

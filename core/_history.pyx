@@ -4,12 +4,10 @@ Rules:
 1. Versions are appended in ascending order and stand in parts of a fixed size. The history points
    to versions; it does not own them.
 2. A sweep goes over the versions from the oldest on. What it keeps moves together into new parts,
-   so that what it drops leaves no holes; parts that it has used up are freed. Appends may go on
-   meanwhile.
+   so that what it drops leaves no holes; parts used up are freed. Appends may go on meanwhile.
 3. A cursor is a place in the order, not a place in memory: it finds its way again after a sweep
    moved versions. Appends move nothing.
-4. Invariant: no part is empty, except the one that a sweep fills and, before the first append,
-   none exists.
+4. Invariant: no part is empty but the one a sweep fills; none exists before the first append.
 """
 
 from libc.stdint cimport int64_t, uint32_t
@@ -72,8 +70,7 @@ cdef class History:
         cursor.revision = revision
         cursor.sub = sub
         cursor.changes = self.changes
-        # The last part whose first version is before the place wanted; an empty one is like the
-        # next.
+        # The last part that begins before the place wanted; an empty one is like the next.
         while low < high:
             middle = (low + high) // 2
             probe = middle

@@ -7,17 +7,13 @@ Rules:
 1. An item is live or not. Branches count the live items below each child, so that `rank`, and
    with it the count of any range, is O(log n).
 2. A node keeps the bytes that all its keys begin with once, and 8 bytes after them of each key as
-   one integer: a search compares integers, and looks at a key itself only when those 8 bytes are
-   equal.
+   one integer: a search compares integers, and looks at a key itself only where those 8 are equal.
 3. All items of child i are before separator i, and not before separator i - 1. A separator is as
    short as that allows.
 4. Neighbours below one branch are joined when one has fewer than TREE_MERGE_BELOW entries and
-   both together have no more than TREE_MERGED_MAX. Only the root may be an empty leaf; no other
-   node is empty.
-5. A leaf that is filled in ascending order at the tree's end stays full; every other split leaves
-   two halves.
-6. `changes` goes up whenever an item may have moved. Replacing an item, or making it live or not,
-   moves nothing.
+   both together no more than TREE_MERGED_MAX. No node is empty, but for a root that is a leaf.
+5. A leaf filled in ascending order at the tree's end stays full; other splits leave two halves.
+6. `changes` rises when an item may have moved. Replacing it, or making it live or not, moves none.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t

@@ -1,7 +1,5 @@
 # cython: language_level=3
-"""Replies that take longer than a turn: long lists, streams of them, hashes, and the end of a
-compaction.
-"""
+"""Replies that outlast a turn: long lists, streams of them, hashes, and the end of a compaction."""
 
 from libc.stdint cimport int64_t, uint16_t, uint64_t
 

@@ -1,11 +1,9 @@
-"""Replies that take longer than a turn: long lists, streams of them, hashes, and the end of a
-compaction.
+"""Replies that outlast a turn: long lists, streams of them, hashes, and the end of a compaction.
 
 Rules:
 1. A step looks at STEP_KEYS_MAX keys or encodes one slice: some hundred microseconds at most,
    however long the list.
-2. The length of a gRPC message stands before it, so a list is walked and measured whole before its
-   first slice.
+2. A gRPC message's length stands before it: a list is walked and measured before its first slice.
 3. Nothing is encoded ahead: a slice is made when it can be sent, of parts of large values.
 """
 

@@ -119,8 +119,7 @@ cdef class Store:
     # What `end` would make the revision now.
     cdef int64_t write_revision(self) noexcept nogil
 
-    # -- Reads. Revision 0 = newest, with the writes of the open transaction. The caller checked the
-    #    revision's bounds.
+    # -- Reads. Revision 0 = newest, with the open transaction's writes. The caller checks bounds.
     cdef Version *get(self, const uint8_t *key, size_t key_size, int64_t revision) noexcept nogil
     cdef int64_t count(
         self, const uint8_t *key, size_t key_size, const uint8_t *end, size_t end_size,
@@ -136,8 +135,7 @@ cdef class Store:
     cdef int pin(self, int64_t revision) except -1 nogil
     cdef void unpin(self, int64_t revision) noexcept nogil
 
-    # -- History: versions in order of (revision, sub), tombstones included, as far as compaction
-    #    left them.
+    # -- History: versions by (revision, sub), tombstones included, as far as compaction left them.
     cdef void history_seek(
         self, HistoryCursor *cursor, int64_t revision, uint32_t sub
     ) noexcept nogil

@@ -589,8 +589,8 @@ cdef class Store:
     cdef int hash_begin(self, HashState *state, int64_t revision) noexcept nogil:
         """Start a hash of what was at `revision`; answers an ErrorId or 0."""
         cdef int i
-        # etcd looks here first: a compacted revision has a hash as long as it is remembered. Only
-        # 0 always means now: after a compaction at 0 etcd would answer the hash of nothing for ever.
+        # etcd looks here first: a compacted revision has a hash as long as it is remembered. But 0
+        # means now: after a compaction at 0 etcd would answer the hash of nothing for ever.
         for i in range(self.hash_count if revision else 0):
             if self.hashes[i].revision == revision:
                 hash_start(state, revision, self.hashes[i].compact_revision)

@@ -1,7 +1,5 @@
 # cython: language_level=3
-"""One worker as the core sees it: its rings, and the replies that wait for room or for a slow
-client.
-"""
+"""One worker as the core sees it: its rings, and replies that wait for room or a slow client."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 

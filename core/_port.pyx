@@ -1,5 +1,4 @@
-"""One worker as the core sees it: its rings, and the replies that wait for room or for a slow
-client.
+"""One worker as the core sees it: its rings, and replies that wait for room or a slow client.
 
 Rules:
 1. The core never waits for a worker. A reply record that finds no room goes to the backlog, and
@@ -121,9 +120,7 @@ cdef class Port:
         return self.reply(request_id, REPLY_END, error, 0, NULL, 0)
 
     cdef int start(self, LongReply reply) except -1:
-        """Begin a long reply; a request id in use is the worker's fault, and the newer reply is
-        dropped.
-        """
+        """Begin a long reply; dropped if its request id is in use, which is the worker's fault."""
         reply.credit = REPLY_WINDOW
         if reply.request_id in self.long_replies:
             self.dropped += 1

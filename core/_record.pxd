@@ -1,12 +1,10 @@
 # cython: language_level=3
-"""The layout of request and reply records: what workers and core say to one another through the
-rings.
+"""The layout of request and reply records: what workers and core say to each other in the rings.
 
 A record is a header and then `ring record size - header size` payload bytes.
 
 Request, worker -> core. The payload of a KV request is the protobuf message as the client sent it
-(checked by the worker, and checked again here, because the core trusts nothing that a worker
-writes).
+(checked by the worker, and again here, because the core trusts nothing that a worker writes).
 
     METHOD_CANCEL   the asker is gone: drop what is still to be sent; no payload, no answer
     METHOD_PULL     the worker took `credit` more bytes of this long reply: send as many again

@@ -65,9 +65,7 @@ cdef inline int append_number(Buffer *out, uint8_t tag, uint64_t value) except -
 
 
 cdef inline int append_header(Buffer *out, const Header *header, int64_t revision) except -1 nogil:
-    """Append the response header; NULL = that of a response within a Txn, which tells the revision
-    alone.
-    """
+    """Append the response header; NULL = within a Txn, where it tells the revision alone."""
     cdef uint8_t *start
     cdef uint8_t *at
     buffer_reserve(out, 2 + 44)

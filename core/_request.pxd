@@ -110,8 +110,8 @@ cdef inline bint has_revision_filters(const Op *op) noexcept nogil:
 
 cdef inline int omitted(const Op *op) noexcept nogil:
     """Which parts of a key-value a range leaves out (OMIT_*): with keys_only etcd reads its index
-    alone and knows no lease,
-    unless it sorts by value."""
+    alone and knows no lease, unless it sorts by value.
+    """
     if not op.keys_only:
         return 0
     return 1 if op.sort_target == TARGET_VALUE else 3

@@ -18,9 +18,8 @@ from libc.string cimport memset
 from quorate.core._bytes cimport buffer_free, buffer_reserve
 from quorate.core._errors cimport (
     ERROR_EMPTY_KEY, ERROR_INVALID_SORT_OPTION, ERROR_KEY_NOT_FOUND, ERROR_LEASE_PROVIDED,
-    ERROR_MALFORMED, ERROR_NONE, ERROR_RANGE_STREAM_FILTER, ERROR_RANGE_STREAM_SORT,
-    ERROR_TOO_DEEP, ERROR_TOO_MANY_OPS,
-    ERROR_VALUE_PROVIDED,
+    ERROR_MALFORMED, ERROR_NONE, ERROR_RANGE_STREAM_FILTER, ERROR_RANGE_STREAM_SORT, ERROR_TOO_DEEP,
+    ERROR_TOO_MANY_OPS, ERROR_VALUE_PROVIDED,
 )
 from quorate.core._protobuf cimport (
     PROTOBUF_DEPTH_MAX, Reader, Span, WIRE_BYTES, WIRE_VARINT, read_bytes, read_tag, read_varint,
@@ -41,9 +40,7 @@ cdef struct Frame:
 
 cdef uint16_t decode_request(
         KvRequest *request, uint32_t method, const uint8_t *data, size_t size) except? 0xffff nogil:
-    """Decode a request of `method`: ERROR_NONE, ERROR_MALFORMED or ERROR_TOO_DEEP. Raises
-    MemoryError.
-    """
+    """Decode a request of `method`: ERROR_NONE, _MALFORMED or _TOO_DEEP. Raises MemoryError."""
     cdef Reader reader
     cdef int32_t root
     reader.at = data
@@ -116,9 +113,7 @@ cdef uint16_t _check_put(const Op *op) noexcept nogil:
 
 
 cdef uint16_t _check_txn(KvRequest *request, int32_t index, uint32_t budget) noexcept nogil:
-    """A nested Txn has what its parents left of the budget, so this recurses at most `budget`
-    deep... see `_check_list`.
-    """
+    """A nested Txn has what its parents left of `budget`, which bounds the depth: `_check_list`."""
     cdef Op *op = op_at(request, index)
     cdef Compare *compare
     cdef int32_t at = op.compares.first
@@ -234,9 +229,7 @@ cdef uint16_t _decode_txn(KvRequest *request, Reader reader) except? 0xffff nogi
 
 cdef uint16_t _decode_txn_field(
         KvRequest *request, Frame *frame, uint32_t field, Span span) except? 0xffff nogil:
-    """One field of a TxnRequest (compare, success, failure) or of a RequestOp (range, put, delete,
-    txn).
-    """
+    """A field of TxnRequest (compare, success, failure) or RequestOp (range, put, delete, txn)."""
     cdef Reader reader
     cdef int32_t index = frame.op
     cdef int32_t child
@@ -437,9 +430,7 @@ cdef void _set_range_number(Op *op, uint32_t field, uint64_t value) noexcept nog
 
 
 cdef bint _decode_revision(Op *op, Reader *reader) noexcept nogil:
-    """CompactionRequest and HashKVRequest: the revision is field 1; `physical` (2) goes to
-    `serializable`.
-    """
+    """Compaction- and HashKVRequest: revision is field 1; `physical` (2) goes to `serializable`."""
     cdef uint32_t field
     cdef int wire
     cdef uint64_t value = 0

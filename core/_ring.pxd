@@ -42,8 +42,7 @@ cdef class Ring:
     cdef void publish(self) noexcept nogil
     cdef size_t room(self) noexcept nogil
 
-    # Consumer. The bytes stay until `release`, but the producer may still change them: copy before
-    # you check.
+    # Consumer. The bytes stay until `release`, but the producer may change them: copy, then check.
     cdef int pop(self, const uint8_t **data, size_t *size) noexcept nogil
     cdef void release(self) noexcept nogil
     cdef bint empty(self) noexcept nogil

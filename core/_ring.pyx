@@ -12,8 +12,7 @@ Rules:
    and looks once more (store, fence, load on both sides, as in Dekker's algorithm), so that no
    wake-up is ever lost.
 
-A hostile neighbour can still clear the flag of a sleeper and so delay it; the core's tick bounds
-that delay.
+A hostile neighbour can still clear a sleeper's flag and so delay it; the core's tick bounds that.
 """
 
 import os
@@ -97,9 +96,7 @@ cdef class Doorbell:
         quorate_fence()
 
     cdef void awake(self) noexcept nogil:
-        """Take the announcement back and empty `fd`, which others than ringers may have written
-        too.
-        """
+        """Take the announcement back and empty `fd`, which not only ringers may have written."""
         cdef uint64_t count
         quorate_exchange(self.asleep, 0)
         read(self.fd, &count, sizeof(count))
@@ -155,9 +152,7 @@ cdef class Ring:
         self._map()
 
     def other_side(self):
-        """The same ring for the other role within this process; a forked process just uses its
-        copy.
-        """
+        """The same ring for the other role in this process; a forked one just uses its copy."""
         return Ring(self.capacity, self)
 
     def _map(self):
@@ -192,16 +187,13 @@ cdef class Ring:
         cdef uint64_t free
         self.other = quorate_load(&self.shared.tail)
         if self.position - self.other > self.capacity:
-            # A tail ahead of us, or more than a ring behind, is a lie: such a consumer gets no more
-            # records.
+            # A tail ahead of us, or more than a ring behind, is a lie: its consumer gets no more.
             self.other = self.position - self.capacity
         free = self.capacity - (self.position - self.other)
         return free - FRAME_SIZE if free > FRAME_SIZE else 0
 
     cdef uint8_t *reserve(self, size_t size) noexcept nogil:
-        """Room for a record of `size` bytes, or NULL when there is none now. `commit` before the
-        next `reserve`.
-        """
+        """Room for a record of `size` bytes; NULL: none now. `commit` before the next `reserve`."""
         cdef uint64_t need = FRAME_SIZE + ((size + 7) & ~<size_t>7)
         if need > self.capacity - (self.position - self.other):
             self.room()
@@ -225,9 +217,7 @@ cdef class Ring:
     # --- consumer ---
 
     cdef int pop(self, const uint8_t **data, size_t *size) noexcept nogil:
-        """The next record: 1 and where it lies, 0 when there is none, -1 when the producer wrote
-        nonsense.
-        """
+        """The next record: 1 and where it lies, 0 for none, -1 when the producer wrote nonsense."""
         cdef uint64_t ready = self.other - self.position
         cdef const uint8_t *at
         cdef uint64_t length
@@ -270,9 +260,7 @@ cdef class Ring:
         return True
 
     def pull(self):
-        """Pop and release one record; None when there is none. Raises ValueError when the ring is
-        corrupt.
-        """
+        """Pop and release one record, or None. Raises ValueError when the ring is corrupt."""
         cdef const uint8_t *data = NULL
         cdef size_t size = 0
         cdef int got = self.pop(&data, &size)

@@ -3,8 +3,7 @@
 Rules:
 1. One client request is one entry, as in etcd; a run is what one turn gathered, and all that raft,
    the log and the store see of it per batch.
-2. A run is filled (`add`), then given its place in the log (`assign`), and is immutable from then
-   on.
+2. A run is filled (`add`), given its place in the log (`assign`), and immutable from then on.
 3. All entries of a run have the same term and consecutive indexes.
 4. Waiters belong to the run: whoever drops the run without applying it answers them.
 """
@@ -67,9 +66,7 @@ cdef class Run:
         return self.entries.size
 
     def unpack(self):
-        """The entries as a list of (type, data) pairs; for tests and for entries that Python
-        handles.
-        """
+        """The entries as a list of (type, data), for tests and entries that Python handles."""
         result = []
         cdef size_t at = 0
         cdef size_t size

@@ -180,9 +180,7 @@ cdef class Segments:
         return result
 
     cdef void await_log(self, uint64_t end) noexcept nogil:
-        """Wait until the log has come so far, or somebody waits for the next segment; the active
-        one is filled meanwhile.
-        """
+        """Wait, filling ahead, until the log has come so far or the next segment is wanted."""
         while self.fill_step():
             pass
         while (load_offset(&self.log_end) < end and not load_int(&self.urgent)

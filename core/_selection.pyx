@@ -23,9 +23,8 @@ from quorate.core._reply cimport (
     append_key_value, append_key_value_part, append_number, key_value_size, number_size,
 )
 from quorate.core._request cimport (
-    Op, SORT_DESCEND, TARGET_CREATE, TARGET_KEY, TARGET_MOD, TARGET_VERSION,
-    has_revision_filters, is_default_order,
-    omitted,
+    Op, SORT_DESCEND, TARGET_CREATE, TARGET_KEY, TARGET_MOD, TARGET_VERSION, has_revision_filters,
+    is_default_order, omitted,
 )
 from quorate.core._version cimport (
     Version, version_key, version_key_size, version_value, version_value_size,
@@ -84,9 +83,7 @@ cdef class Selection:
         return self.phase == PHASE_READY
 
     cdef int hold(self) except -1:
-        """Pin the revision and own the bounds, so that the selection may outlive this turn and its
-        request.
-        """
+        """Pin the revision, own the bounds: the selection may outlive this turn and its request."""
         cdef size_t key = self.op.key.size
         cdef size_t end = self.op.range_end.size
         assert not self.held and not self.own_writes
@@ -251,9 +248,7 @@ cdef class Selection:
             self._rewind()
 
     cdef int _sort(self, size_t keys) except -1:
-        """Merge neighbouring sorted runs into `spare`, `keys` versions per call; swap after each
-        pass.
-        """
+        """Merge neighbouring runs into `spare`, `keys` versions per call; swap after each pass."""
         cdef Buffer swap
         if self.spare.size == 0:
             buffer_reserve(&self.spare, self.chosen.size)

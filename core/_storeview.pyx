@@ -3,8 +3,7 @@
 Rules:
 1. Keys and values are bytes, a range is (key, range_end) as in etcd's requests, a version is the
    tuple (key, value, create_revision, mod_revision, version, lease).
-2. Nothing here checks what the store leaves to its caller, except bounds of `compact` and
-   `hash_kv`.
+2. What the store leaves to its caller is unchecked, but for bounds of `compact` and `hash_kv`.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t

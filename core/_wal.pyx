@@ -161,8 +161,7 @@ cdef class Wal:
              segment_bytes=SEGMENT_BYTES, no_fsync=False, ahead=True):
         """The log in `directory`, locked, to be read by `recover` before anything is appended.
 
-        Entries up to `snapshot_index` are left out.
-        Raises WalLockedError, WalCorruptError, DiskError.
+        Skips entries up to `snapshot_index`. Raises WalLockedError, WalCorruptError, DiskError.
         """
         cdef Wal wal = Wal(disk, directory, segment_bytes, no_fsync, ahead)
         wal.reader = WalReader(disk, directory, snapshot_index, snapshot_term)

@@ -1,6 +1,5 @@
 # cython: language_level=3
-"""One record of etcd's write-ahead log, inline: frame, walpb.Record and the messages that it
-carries.
+"""One record of etcd's write-ahead log, inline: frame, walpb.Record, the messages it carries.
 
 A frame is an 8-byte little-endian word (low 56 bits: record bytes; top byte: 0, or 0x80 | pad
 bytes), the record, and zeros up to a multiple of 8. Records are written as etcd up to 3.6 writes

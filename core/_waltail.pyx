@@ -12,8 +12,7 @@ damage shows something else:
 3. A word that no writer makes as a length, with data behind it: damage.
 4. A record that ends beyond its file: torn if the record's own inner length agrees, else damage.
 5. A record that does not check and misses no sector and no end: damage.
-6. Whatever is left is torn, unless a HardState further on says that the missing index was
-   committed: damage.
+6. The rest is torn, unless a HardState further on commits the missing index: damage.
 
 This is etcd's rule (5: a bad record is torn if any of its sector chunks is all zeros) plus 1, 2,
 3, 4 and 6; etcd cuts silently in the cases that they name. A torn write whose missing part had

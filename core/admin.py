@@ -3,10 +3,8 @@
 Rules:
 1. `handle` never waits: it answers through `answer`, at once or when the node has read or applied
    what is needed.
-2. A worker is not trusted: an unknown call or a payload that does not parse is an error and changes
-   nothing.
-3. Whatever changes state is proposed; what raft must never see (an unknown alarm action) is refused
-   here.
+2. A worker is not trusted: an unknown call or a malformed payload is an error and changes nothing.
+3. State changes are proposed; what raft must never see (an unknown alarm action) is refused here.
 
 This module may import `quorate.api`, because requests and answers are etcd's own messages.
 """

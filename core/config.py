@@ -1,11 +1,9 @@
 """Command line, environment or file become one frozen `Config`.
 
 Rules:
-1. A flag beats its environment variable, which beats the default; a configuration file replaces
-   both.
+1. A flag beats its environment variable, which beats the default; a config file replaces both.
 2. `UsageError` is a command line that can't be read: its text and the usage, exit code 2. `Fatal`
-   is a configuration that can't be served: one line, exit code 1. Texts are etcd's where etcd has
-   them.
+   is a configuration that can't be served: one line, exit code 1. Texts are etcd's if it has any.
 3. What the user asked for and does not get is never silent: flags without effect end in one
    warning, flags that protect data or secrets end the start.
 """

@@ -6,8 +6,7 @@ Rules:
 2. `id` names the error in ring records; `core/_errors.pxd` holds the same numbers for Cython, and a
    test compares them. An id is never reused.
 
-Source of codes and texts: etcd's api/v3rpc/rpctypes/error.go, and grpc-go for the texts that begin
-with `grpc:`.
+Source of codes and texts: etcd's api/v3rpc/rpctypes/error.go; grpc-go for those that begin `grpc:`.
 """
 
 from __future__ import annotations

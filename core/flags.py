@@ -349,8 +349,7 @@ FORGOTTEN = (
     "retry-interval", "snapshot", "v", "vv",
 )  # fmt: skip
 
-# Flags that once began with `experimental-`: etcd 3.7 has dropped those names, this server takes
-# both.
+# Flags that once began with `experimental-`: etcd 3.7 dropped those names, this server takes both.
 GRADUATED = frozenset({
     "snapshot-catchup-entries", "memory-mlock", "backend-bbolt-freelist-type", "corrupt-check-time",
     "warning-unary-request-duration", "warning-apply-duration", "enable-distributed-tracing",

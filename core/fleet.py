@@ -65,8 +65,7 @@ class Inheritance:
     core_bell: Doorbell
 
 
-# Runs in the child until the worker is done, with its block of counters; the answer is the exit
-# code.
+# Runs in the child until the worker is done, with its block of counters; answers the exit code.
 WorkerMain = Callable[[Inheritance, memoryview], int]
 
 

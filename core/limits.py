@@ -20,8 +20,7 @@ QUOTA_BYTES_DEFAULT = 2 * 1024**3
 QUOTA_BYTES_RECOMMENDED_MAX = 8 * 1024**3
 
 # --- rings ----------------------------------------------------------------------------------------
-# A ring holds at least two of the largest requests; a power of two, because it is mapped twice in
-# a row.
+# A ring holds at least two of the largest requests; a power of two, being mapped twice in a row.
 RING_BYTES_MIN = 4 * 1024 * 1024
 
 # --- log ------------------------------------------------------------------------------------------

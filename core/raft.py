@@ -55,8 +55,8 @@ The driver's duties
     for all before it. Several Readys may be under way; raft goes on meanwhile.
 5.  A failed write or sync is final: call nothing more, stop the process.
 6.  Apply after commit: `committed` in order, each run once; it is on this member's disk by then.
-    Call `on_applied` after each run or after the last. What a client is told about an entry
-    it is told after the entry's application, never before.
+    Call `on_applied` after each run or after the last. What a client is told about an entry it is
+    told after the entry's application, never before.
 7.  Call `apply_conf_change` for each entry of a configuration change while applying it, also when
     the change was refused: then with a change that names no member.
 8.  Answer the reads of a ReadState when everything up to its `read_index` is applied.
@@ -72,8 +72,7 @@ a.  At most one leader a term; a member's vote and term are durable before anybo
     itself included: it counts its own vote when that comes back as a response.
 b.  A lone voter commits what its own disk has, never more: committed <= persisted. (The first
     entries of a cluster are decided by decree, and still not applied before they are persisted.)
-c.  Nothing is applied that is not committed and persisted here, nothing twice, nothing out of
-    order.
+c.  Nothing is applied that is not committed and persisted here, nothing twice or out of order.
 d.  An entry of an older term is committed only together with one of this term (§5.4.2): a new
     leader begins its term with an empty entry, and all that its log holds is decided with that.
 e.  A read's index is at least the commit index of the moment it was asked for; before the first
@@ -292,8 +291,7 @@ class Raft:
     def read_index(self, context: object) -> None:
         """Ask for the index at which the reads of `context` are linearizable.
 
-        The answer is a ReadState of a later Ready. Raises NoLeaderError when this member does
-        not lead.
+        The answer is a ReadState of a later Ready. Raises NoLeaderError unless this member leads.
         """
         assert self._ready is None, "advance is owed"
         if self.role is not _LEADER:

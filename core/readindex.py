@@ -8,8 +8,7 @@ Rules:
    with its own number confirms all reads that wait; that is where `release` is called from.
 4. Who stops leading drops the reads that wait: only the next leader can answer them.
 
-A context is what the driver gave, usually one object for all reads of a turn; raft never looks
-at it.
+A context is what the driver gave, usually one object for a turn's reads; raft never looks at it.
 """
 
 from __future__ import annotations

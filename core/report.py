@@ -1,6 +1,4 @@
-"""What the core tells of itself: the figures, members, alarms and counters behind the calls that
-Python answers.
-"""
+"""The core's own figures, members, alarms and counters, behind the calls that Python answers."""
 
 from __future__ import annotations
 

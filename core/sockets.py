@@ -1,7 +1,6 @@
 """The listening sockets: opened once, by the core, and inherited by every worker.
 
-So a worker's death loses no connection that waits to be accepted, and a busy port is one clear
-error.
+So a worker's death loses no connection waiting to be accepted, and a busy port is one clear error.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Rules:
 1. A call is taken from a free list and goes back to it; nothing of it is a Python object.
-2. A call's id is its slot and the slot's generation, so that a reply to a call that is over finds
-   nobody.
+2. A call's id is its slot and the slot's generation: a reply to a call that is over finds nobody.
 3. What the ring to the core can't take now is owed (`_owe`), oldest first, and never dropped;
    `is_full` then tells the transport to read no more.
 4. Python learns of calls by events, which wait in C memory until it takes them all.
@@ -132,9 +131,7 @@ cdef class Calls:
         return self.table[slot]
 
     cdef void _release(self, Call *call) noexcept nogil:
-        """Back to the free list with a new generation; a call that owes a CANCEL waits until it is
-        paid.
-        """
+        """To the free list with a new generation; one that owes a CANCEL waits until it is paid."""
         cdef Buffer message = call.message
         cdef Buffer reply = call.reply
         cdef uint64_t following = call.id + (<uint64_t>1 << 32)
@@ -153,9 +150,7 @@ cdef class Calls:
         self.calls_live -= 1
 
     cdef bint _set_partial(self, Call *call, size_t size) noexcept nogil:
-        """Count the call's incoming bytes; False when that is more than the connection or the
-        worker may hold.
-        """
+        """Count the call's incoming bytes; False when connection or worker may not hold as many."""
         cdef Peer *peer = call.peer
         if size > call.partial and (
                 peer.partial_bytes + size - call.partial > PARTIAL_MAX
@@ -266,9 +261,7 @@ cdef class Calls:
         self._owe(call, OWES_CANCEL)
 
     cdef bint publish(self) noexcept nogil:
-        """Let the core see what was pushed; True when there was something, and the doorbell is to
-        be rung.
-        """
+        """Let the core see what was pushed; True when something was: then ring the doorbell."""
         if not self.has_requests:
             return False
         self.requests.publish()
@@ -276,9 +269,7 @@ cdef class Calls:
         return True
 
     def ask(self, uint64_t admin_call, bytes payload=b""):
-        """Ask the core something of Python's own; the answer comes as REPLY events with the id
-        given here.
-        """
+        """Ask the core something of Python's; answers the id with which its REPLY events come."""
         cdef Call *call = self._new_call()
         cdef const uint8_t *data = payload
         if call == NULL:

@@ -3,8 +3,7 @@
 Rules:
 1. Times are nanoseconds of one monotonic clock that the caller reads; nothing here knows the time.
 2. A timer belongs to its owner's memory; the wheel only links it. Clear it before that memory goes.
-3. `wheel_pop` answers expired timers one at a time, already cleared, and the owner may set them
-   again.
+3. `wheel_pop` answers expired timers one at a time, already cleared; the owner may set them again.
 """
 
 from libc.stdlib cimport calloc, free
@@ -72,9 +71,7 @@ cdef Timer *wheel_pop(Wheel *wheel, int64_t now) noexcept nogil:
 
 
 cdef int64_t wheel_next(Wheel *wheel) noexcept nogil:
-    """When to look again, in ns; -1 while no timer is set. Never later than the earliest deadline
-    and one slot.
-    """
+    """When to look again, in ns; -1: no timer is set. At most one slot after the next deadline."""
     cdef uint32_t start = <uint32_t>(wheel.tick & (SLOTS - 1))
     cdef uint32_t word = start >> 6
     cdef uint64_t bits = wheel.used[word] >> (start & 63) << (start & 63)

@@ -2,8 +2,7 @@
 
 Rules:
 1. No socket and no clock: bytes go through `feed_peer` and `drain_peer`; `set_now` says the time.
-2. A hot call meets no Python at all: its message goes from the client's DATA into the ring to the
-   core.
+2. A hot call meets no Python: its message goes from the client's DATA into the ring to the core.
 3. Texts and codes of refusals are grpc-go's, in grpc-go's order of checks.
 """
 
@@ -177,9 +176,7 @@ cdef class Grpc(Replies):
         return http2_drain(&peer.http2, out, room)
 
     cdef void close_peer(self, Peer *peer) noexcept nogil:
-        """End all calls of a connection and free its session. The caller takes it off the dirty
-        list before.
-        """
+        """End a connection's calls, free its session; the caller took it off the dirty list."""
         while peer.calls != NULL:
             self._gone(peer.calls)
         if peer.path != NULL:
@@ -205,9 +202,7 @@ cdef class Grpc(Replies):
         return call
 
     cdef void _route(self, Call *call, nghttp2_rcbuf *value) noexcept nogil:
-        """Look the path up; the one seen last on this connection is recognised by its place in
-        HPACK's table.
-        """
+        """Look the path up; this connection's last one is known by its place in HPACK's table."""
         cdef Peer *peer = call.peer
         cdef Route *route
         cdef nghttp2_vec path
@@ -471,9 +466,7 @@ cdef class Grpc(Replies):
         return result
 
     def set_time(self, int64_t now):
-        """Say what time it is, and end the calls whose time is over; for connections without a
-        pump.
-        """
+        """Say what time it is and end calls whose time is over; for connections without a pump."""
         cdef Timer *timer
         self.set_now(now)
         timer = wheel_pop(self.wheel, now)

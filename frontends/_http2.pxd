@@ -23,8 +23,7 @@ cdef struct Http2Config:
 
 
 cdef struct Handler:
-    # What the layer above wants to hear. `stream` is what `begin` answered.
-    # NULL: refused
+    # What the layer above wants to hear. `stream` is what `begin` answered; NULL: refused.
     void *(*begin)(void *owner, Http2 *connection, int32_t stream_id) noexcept nogil
     void (*header)(
         void *owner, void *stream, nghttp2_rcbuf *name, nghttp2_rcbuf *value) noexcept nogil
@@ -34,7 +33,7 @@ cdef struct Handler:
     void (*close)(void *owner, void *stream) noexcept nogil
     # `end`: trailers follow. Nothing read and not `end`: asked again after http2_resume.
     size_t (*read)(void *owner, void *stream, uint8_t *out, size_t room, bint *end) noexcept nogil
-    # at most PAIRS_MAX
+    # Writes at most PAIRS_MAX.
     size_t (*trailers)(void *owner, void *stream, nghttp2_nv *pairs) noexcept nogil
 
 

@@ -59,9 +59,7 @@ cdef int64_t PING_WITHOUT_STREAMS = 2 * 3600 * SECOND
 cdef bint http2_open(
         Http2 *connection, const Http2Config *config, const Handler *handler, void *owner,
         int64_t now) noexcept nogil:
-    """Begin the connection and queue our SETTINGS; False without memory. The preface is still to be
-    fed.
-    """
+    """Begin the connection, queue SETTINGS; False without memory. The preface is yet to be fed."""
     cdef nghttp2_settings_entry entries[4]
     connection.handler = handler
     connection.config = config
@@ -109,9 +107,7 @@ cdef void http2_feed(
 
 
 cdef size_t http2_drain(Http2 *connection, uint8_t *out, size_t room) noexcept nogil:
-    """Write what is to be sent, whole frames only, while FRAME_ROOM is left; answers how much was
-    written.
-    """
+    """Write what is to be sent, whole frames, while FRAME_ROOM is left; answers bytes written."""
     cdef size_t used = 0
     cdef const uint8_t *data
     cdef ssize_t size
@@ -146,8 +142,9 @@ cdef size_t http2_queued(Http2 *connection) noexcept nogil:
 cdef void http2_reply(
         Http2 *connection, int32_t stream_id, void *stream, const nghttp2_nv *pairs,
         size_t count) noexcept nogil:
-    """Begin a reply; its body is what `handler.read` gives, then come `handler.trailers`. Pairs
-    flagged so are not copied.
+    """Begin a reply; its body is what `handler.read` gives, then come `handler.trailers`.
+
+    Pairs flagged so are not copied.
     """
     cdef nghttp2_data_provider provider
     provider.source.ptr = stream
@@ -392,8 +389,7 @@ cdef int _on_frame_sent(
         if frame.hd.flags & NGHTTP2_FLAG_END_STREAM and not nghttp2_session_get_stream_remote_close(
                 session, frame.hd.stream_id):
             # The client has its answer and need not finish its side (RFC 9113 8.1). Not before the
-            # answer is out: nghttp2
-            # would drop it for the reset.
+            # answer is out: nghttp2 would drop it for the reset.
             http2_reset(connection, frame.hd.stream_id, NGHTTP2_NO_ERROR)
     return 0
 

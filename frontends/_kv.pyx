@@ -25,8 +25,7 @@ cdef KvRequest scratch      # of this process's one pump
 cdef uint16_t check(
         uint32_t method, const uint8_t *data, size_t size,
         const CheckLimits *limits) noexcept nogil:
-    """The ErrorId that a KV request deserves before anything is looked up, ERROR_NONE to pass it
-    on.
+    """The ErrorId that a KV request deserves before any look-up, ERROR_NONE to pass it on.
 
     Without memory for the check the request is passed on: the core decides.
     """

@@ -1,7 +1,5 @@
 # cython: language_level=3
-"""gRPC's own headers: timeouts, content types, encodings, packed metadata, name/value pairs without
-copies.
-"""
+"""gRPC's own headers: timeouts, content types, encodings, packed metadata, pairs without copies."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 

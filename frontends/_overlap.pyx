@@ -60,9 +60,7 @@ cdef uint16_t check_overlap(KvRequest *request) except? 0xffff nogil:
 
 
 cdef uint16_t _walk(KvRequest *request, Writes *writes, int32_t first) except? 0xffff nogil:
-    """One list; its writes are left on the stacks, sorted. Nesting was bounded by the budget of
-    operations.
-    """
+    """One list; its writes stay on the stacks, sorted. The operations' budget bounds nesting."""
     cdef size_t puts = writes.puts.size
     cdef size_t deletes = writes.deletes.size
     cdef size_t own
@@ -144,9 +142,7 @@ cdef void _sort_deletes(Writes *writes, size_t base) noexcept nogil:
 
 
 cdef bint _any_deleted(Writes *writes, size_t puts, size_t begin, size_t end) noexcept nogil:
-    """Whether a put above `puts` is to a key that a delete of [begin, end) of the sorted stack
-    covers.
-    """
+    """Whether a delete of [begin, end) of the sorted stack covers the key of a put above `puts`."""
     cdef Deleted *deleted = <Deleted *>(writes.deletes.data + begin)
     cdef size_t count = (end - begin) // sizeof(Deleted)
     cdef size_t low, high, middle
@@ -173,9 +169,7 @@ cdef bint _any_deleted(Writes *writes, size_t puts, size_t begin, size_t end) no
 
 
 cdef bint _sort_puts(Writes *writes, size_t base, bint merge) noexcept nogil:
-    """Sort the puts above `base`; with `merge` drop what is there twice, else say whether anything
-    is.
-    """
+    """Sort the puts above `base`; with `merge` drop what is there twice, else say if any is."""
     cdef Span *puts = <Span *>(writes.puts.data + base)
     cdef size_t count = (writes.puts.size - base) // sizeof(Span)
     cdef size_t kept = 1

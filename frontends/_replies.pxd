@@ -53,8 +53,8 @@ cdef class Replies(Calls):
 
     # The end.
     cdef void _refuse(
-        self, Call *call, uint32_t http_status, uint32_t code, Refusal why, Buffer
-        *value) noexcept with gil
+        self, Call *call, uint32_t http_status, uint32_t code, Refusal why,
+        Buffer *value) noexcept with gil
     cdef void _end_with(self, Call *call, uint32_t code, const char *text) noexcept nogil
     cdef void _end(self, Call *call, uint32_t error) noexcept nogil
     cdef void _cut(self, Call *call) noexcept nogil

@@ -2,8 +2,7 @@
 
 Rules:
 1. A call ends once: `_end`, `_end_with`, `_refuse` and `_cut` say how, `_send_end` sends it, and
-   `_gone`
-   follows when the stream is closed.
+   `_gone` follows when the stream is closed.
 2. A reply waits here until the client's window has room; what waits is counted in bytes, for the
    connection and for the worker, and the call that goes beyond a limit is cut.
 3. The core is trusted no further than its slices add up; a call whose reply does not is cut.
@@ -159,9 +158,7 @@ cdef class Replies(Calls):
 
     cdef void _take_answer(
             self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil:
-        """A slice of the answer to Python's own question; Python takes it at once, so more may
-        come.
-        """
+        """A slice of the answer to Python's question; taken at once, so that more may come."""
         cdef Event *event = self._tell(EVENT_REPLY, call.id)
         if event != NULL:
             event.flags = reply.flags
@@ -234,9 +231,7 @@ cdef class Replies(Calls):
         return size
 
     cdef bint _is_over_bytes(self, Call *call, size_t more) noexcept nogil:
-        """Whether a reply would pile up too high: for the connection, or for the worker if it holds
-        its share.
-        """
+        """Whether too much would wait: for the connection, or the worker if it holds its share."""
         cdef size_t held = call.peer.reply_bytes + more
         if held > REPLY_MAX:
             return True
@@ -303,9 +298,7 @@ cdef class Replies(Calls):
         self._send_end(call)
 
     cdef void _cut(self, Call *call) noexcept nogil:
-        """End a call that takes too much, or whose reply is broken: with a status if nothing was
-        sent yet.
-        """
+        """End a call that takes too much or has a broken reply: by status if nothing was sent."""
         self._cancel(call)
         self._drop_reply(call)
         if not call.flags & CALL_ENDED and call.flags & CALL_ANNOUNCED:

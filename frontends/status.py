@@ -2,8 +2,7 @@
 
 Rules:
 1. `core.errors` alone knows codes and texts; this is their form in a trailer.
-2. `grpc-message` is percent-encoded as grpc-go does it: everything but printable ASCII, and `%`
-   itself.
+2. `grpc-message` is percent-encoded as in grpc-go: everything but printable ASCII, and `%` itself.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ def encode(text: str) -> bytes:
 
 
 def quote(value: bytes) -> str:
-    """The value as Go's `%q` prints it: printable characters stay, invalid UTF-8 becomes \\x
-    escapes.
-    """
+    """The value as Go's `%q` prints it: printable text stays, invalid UTF-8 becomes \\x escapes."""
     return '"' + "".join(map(_quote_character, value.decode("utf-8", "surrogateescape"))) + '"'
 
 
@@ -88,9 +85,7 @@ def path_text(value: bytes) -> str:
 
 
 def inflate(message: bytes, bytes_max: int) -> bytes:
-    """The message out of its gzip form. Raises ValueError with Go's text, OverflowError when it is
-    too large.
-    """
+    """The message unzipped. Raises ValueError with Go's text, OverflowError if it is too large."""
     if not message:
         raise ValueError("EOF")
     if len(message) < 10:

@@ -1,5 +1,4 @@
-"""Fixtures of the suites that speak to a server over the wire; the conftest of each such folder
-imports them.
+"""Fixtures of suites that speak to a server over the wire; each folder's conftest imports them.
 
 `QUORATE_AGAINST=/path/to/etcd` runs the suites against that etcd instead of quorate: that is how
 they themselves are tested.

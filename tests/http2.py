@@ -48,9 +48,7 @@ def block(headers: Headers) -> bytes:
 
 
 def grpc_headers(path: str, **replace: str | bytes | None) -> Headers:
-    """The headers of a gRPC request; `replace` changes one (`content_type=…`) or, with None,
-    leaves it out.
-    """
+    """A gRPC request's headers; `replace` changes one (`content_type=…`) or, if None, drops it."""
     headers: dict[str, str | bytes | None] = {
         ":method": "POST",
         ":scheme": "http",
@@ -72,8 +70,9 @@ def prefixed(message: bytes, *, flag: int = 0, length: int | None = None) -> byt
 
 @dataclass
 class Answer:
-    """What came back on one stream; `end` is `stream ended`, `RST_STREAM n`, `GOAWAY n`,
-    `closed` or `nothing`.
+    """What came back on one stream.
+
+    `end` is `stream ended`, `RST_STREAM n`, `GOAWAY n`, `closed` or `nothing`.
     """
 
     headers: dict[str, str] = field(default_factory=dict)

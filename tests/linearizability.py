@@ -23,15 +23,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 UNKNOWN = -1
-# Positions to search before giving up on one key: far more than any sound history of the suites
-# needs.
+# Positions to search before giving up on one key: far more than a sound history here needs.
 SEARCH_MAX = 2_000_000
 
 
 class State(NamedTuple):
-    """What a key holds; `revision` and `version` may be UNKNOWN after a write whose answer is
-    not known.
-    """
+    """What a key holds; `revision` and `version` may be UNKNOWN after an unanswered write."""
 
     value: bytes | None = None
     revision: int = 0
@@ -53,9 +50,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """One call by one client: `kind` is get, put, delete or swap (put if the value is
-    `expected`).
-    """
+    """One client's call: `kind` is get, put, delete or swap (put if the value is `expected`)."""
 
     kind: str
     key: bytes
@@ -140,9 +135,7 @@ class _Entry:
 
 
 def _entries(operations: list[Operation]) -> _Entry:
-    """The head of a list of all calls and returns in time; a return before a call of the same
-    moment.
-    """
+    """The head of a list of calls and returns by time; returns before calls of the same moment."""
     events: list[tuple[float, int, _Entry]] = []
     for number, operation in enumerate(operations):
         call, back = _Entry(number, operation), _Entry(number, operation)
@@ -156,9 +149,7 @@ def _entries(operations: list[Operation]) -> _Entry:
 
 
 def check_key(operations: list[Operation]) -> bool:
-    """Whether one key's history is linearizable. Raises AssertionError if that takes too long to
-    find out.
-    """
+    """Whether a key's history is linearizable. Raises AssertionError if the search is too long."""
     head = _entries(operations)
     state, placed, searched = State(), 0, 0
     visited: set[tuple[int, State]] = set()
@@ -202,8 +193,7 @@ def check(history: list[Operation]) -> list[bytes]:
 
 
 def ordered(writes: list[tuple[float, float, int]]) -> bool:
-    """Whether revisions of acknowledged writes (called, returned, revision) are distinct and follow
-    real time.
+    """Whether acknowledged writes (called, returned, revision) have distinct revisions, in order.
 
     A write that returned before another was called has the lower revision.
     """

@@ -1,12 +1,10 @@
 """etcd's messages as plain dicts: a table of fields and a small protobuf encoder and decoder.
 
 Rules:
-1. It shares no code with the server: a test must not agree with the server because both use one \
-wrong table.
+1. It shares no code with the server: they must not agree because both use one wrong table.
 2. `encode` writes exactly the fields that the dict has, zeros too; `decode` leaves out zero
    scalars, save in a oneof (`?`), so that two equal messages give equal dicts.
-3. `decode` raises ValueError on anything it does not know: a reply with an unknown field is a \
-finding.
+3. `decode` raises ValueError on anything it does not know: a reply's unknown field is a finding.
 
 A field of the table is `name:number:kind`; `*` before the kind means repeated.
 """
@@ -270,9 +268,7 @@ def encode(name: str, message: Message) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at that offset and the offset behind it. Raises ValueError when it is cut or
-    too long.
-    """
+    """The varint at that offset, and the offset behind it. Raises ValueError if cut or too long."""
     number = shift = 0
     while True:
         if at >= len(data) or shift > 63:
@@ -325,9 +321,7 @@ def _decode_one(field: Field, data: bytes, at: int, wire: int) -> tuple[list[Any
 
 
 def decode(name: str, data: bytes) -> Message:
-    """The message of that name as a dict. Raises ValueError where it can't be read or has
-    unknown fields.
-    """
+    """The named message as a dict. Raises ValueError if unreadable or with unknown fields."""
     rows = _BY_NUMBER[name]
     message: Message = {}
     at = 0

@@ -114,9 +114,7 @@ def children(pid: int) -> list[int]:
 
 
 def stat(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on: state, parent, …; raises OSError for a process that is
-    gone.
-    """
+    """/proc/PID/stat from the state on: state, parent, …; raises OSError if the process is gone."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

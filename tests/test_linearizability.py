@@ -172,9 +172,7 @@ def test_the_search_agrees_with_trying_every_order() -> None:
 
 
 def simulated(chance: random.Random, clients: int, calls: int) -> list[Operation]:
-    """A long history of a correct register: each operation takes effect at a moment between call
-    and return.
-    """
+    """A long history of a correct register: operations take effect between call and return."""
     plans = []
     for client in range(clients):
         now = chance.random()

@@ -1,6 +1,4 @@
-"""core/_request, frontends/_kv and _overlap: what is taken, what is refused, compared with a naive
-reading of the rules.
-"""
+"""core/_request, frontends/_kv, _overlap: taken or refused, against a naive reading of rules."""
 
 import random
 from typing import Any

@@ -1,7 +1,6 @@
 """The style is a test: layers, purity, sizes, docstrings, banned words, dead modules.
 
-Every check is a function of a file's name and text, so that the last test can show each of them
-something bad.
+Every check is a function of a file's name and text, so the last test can show each something bad.
 """
 
 from __future__ import annotations

@@ -2,18 +2,14 @@
 
 Rules:
 1. All sockets live in one epoll set. Trio waits for that one descriptor and then calls `turn`,
-   which goes round until nothing
-   moves: receive and feed, reply ring, one send per connection. Python runs per turn, never per
-   request.
+   which goes round until nothing moves: receive and feed, reply ring, one send per connection.
+   Python runs per turn, never per request.
 2. A round reads a socket at most once and sends to it at most once; requests of a round become
    visible to the core together.
-3. While the request ring is full nothing is read from any socket: the kernel holds the clients
-   back.
+3. While the request ring is full nothing is read from any socket: the kernel holds clients back.
 4. A socket that takes no more bytes has at most limits.SEND_BYTES_MAX framed for it, and is read
-   from no more once its
-   replies pile up.
-5. Sleep is announced before the rings are looked at for the last time, so that no doorbell is
-   missed.
+   from no more once its replies pile up.
+5. Sleep is announced before the last look at the rings, so that no doorbell is missed.
 6. A socket whose first bytes are not HTTP/2's preface is given to Python with those bytes, and is
    ours no more.
 """
@@ -113,14 +109,10 @@ class Statistics(NamedTuple):
 
 
 cdef class Pump(Grpc):
-    """All sockets and calls of one worker; keyword arguments are those of `Grpc`, and the two
-    doorbells.
-    """
+    """All sockets and calls of a worker; keywords are those of `Grpc`, and the two doorbells."""
 
     def __cinit__(self, *, listeners=(), Doorbell bell=None, Doorbell core_bell=None, **_):
-        """`listeners` are descriptors of listening sockets, used from `accept` on and the caller's
-        to close.
-        """
+        """`listeners`: descriptors of listening sockets, used from `accept` on; not closed here."""
         cdef epoll_event event
         self.bell = Doorbell() if bell is None else bell
         self.core_bell = core_bell
@@ -167,8 +159,8 @@ cdef class Pump(Grpc):
         """Go round until nothing moves and answer what Python is to do.
 
         After traffic it lingers for more, waiting without the GIL, because going back to trio costs
-        more than a request does.
-        Afterwards wait until `fd` is readable or `next_deadline` has passed, and call it again.
+        more than a request does. Afterwards wait until `fd` is readable or `next_deadline` has
+        passed, and call it again.
         """
         cdef int linger = <int>(linger_seconds * 1000.0 + 0.5)
         with nogil:
@@ -187,9 +179,7 @@ cdef class Pump(Grpc):
         self._listen(True)
 
     def drain(self):
-        """Take no more connections and calls; tell clients to go elsewhere. `idle` says when they
-        are done.
-        """
+        """Take no new connections or calls; send clients away. `idle` says when they are done."""
         cdef Client *client = self.clients
         self.close_listeners()
         self.is_draining = True
@@ -249,9 +239,7 @@ cdef class Pump(Grpc):
     # --- one turn ---------------------------------------------------------------------------------
 
     cdef void _turn(self, int linger) noexcept nogil:
-        """Rounds until nothing moves, Python has something to do, or time is over; then announce
-        our sleep.
-        """
+        """Rounds until nothing moves, Python has work, or time is over; then announce our sleep."""
         cdef int64_t began
         cdef bint has_moved = False
         self._wake()
@@ -304,9 +292,7 @@ cdef class Pump(Grpc):
         return moved
 
     cdef void _await_room(self) noexcept nogil:
-        """The request ring is full, and sockets must wait: only the core's doorbell counts, or a
-        millisecond.
-        """
+        """The request ring is full, sockets must wait: only the core's doorbell or 1 ms counts."""
         cdef pollfd waiting
         waiting.fd = self.bell.fd
         waiting.events = POLLIN
@@ -441,9 +427,7 @@ cdef class Pump(Grpc):
         self.mark_dirty(&client.peer)
 
     cdef void _flush_all(self) noexcept nogil:
-        """Send to every connection that has something; what becomes dirty meanwhile waits for the
-        next round.
-        """
+        """Send to every dirty connection; what becomes dirty meanwhile waits for the next round."""
         cdef Peer *peer = self.dirty
         cdef Peer *following
         self.dirty = NULL
@@ -511,9 +495,7 @@ cdef class Pump(Grpc):
             buffer_append(&client.unsent, self.outbox + sent, size - sent)
 
     cdef void _set_interest(self, Client *client) noexcept nogil:
-        """Tell epoll what we wait for. Only a full socket may stop our reading: window updates come
-        that way.
-        """
+        """Tell epoll what we await. Only a full socket stops reads: they bring window updates."""
         cdef uint32_t interest = EPOLLIN
         cdef size_t queued
         cdef epoll_event event
@@ -541,9 +523,7 @@ cdef class Pump(Grpc):
             self._listen(True)
 
     cdef void _check_client(self, Client *client) noexcept nogil:
-        """Drop a client that says nothing at first, or takes nothing; ping one that is silent for
-        long.
-        """
+        """Drop a client that at first says nothing, or takes nothing; ping one silent for long."""
         cdef int64_t due = self.now + LOOK_AFTER
         cdef bint is_stuck = client.unsent.size != 0 or client.peer.reply_bytes > REPLY_HIGH
         if client.is_gone:
@@ -562,9 +542,7 @@ cdef class Pump(Grpc):
         wheel_set(self.wheel, &client.timer, due)
 
     cdef void _forget(self, Client *client) noexcept nogil:
-        """Close the socket, end its calls, free it. Only from the end of a round, or when the pump
-        ends.
-        """
+        """Close the socket, end its calls, free it; only at the end of a round or of the pump."""
         wheel_clear(self.wheel, &client.timer)
         if client.is_open:
             self.dropped += client.peer.http2.closing

@@ -2,8 +2,7 @@
 
 Rules:
 1. A handler runs in a task of its own and sees a `Call`, which has the surface of
-   `grpclib.server.Stream`; the pump is only told what to send, and the worker is woken so that it
-   is sent.
+   `grpclib.server.Stream`; the pump is only told what to send, and the worker is woken to send it.
 2. Every call ends exactly once: by `finish` of the pump, or by the client's reset, after which
    nothing more is sent.
 3. EtcdError and GRPCError are answers. Any other exception is ours: it is logged, the client is

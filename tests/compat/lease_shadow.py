@@ -1,8 +1,7 @@
 """Replays a recorded history on a server that has no leases yet, and loses no KV operation by it.
 
 The recording itself says at each moment which leases exist, and which branch of a Txn ran; so this
-shadow knows which key hangs on which lease, and turns each call into one that means the same
-without leases:
+shadow knows which key hangs on which lease, and turns each call into its like without leases:
 
 1. a put with a lease that exists loses the lease; with one that does not exist it stays as it is,
    and fails alike;

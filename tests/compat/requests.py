@@ -107,8 +107,7 @@ def ends_any_etcd(call: Call) -> bool:
     T49, T50, sort targets that etcd 3.4 does not know, and damaged bytes that may hold any of them.
     These tests found more in 3.4.23: a RoleGrantPermission without `perm` dereferences nothing in
     apply; an Alarm that activates alarm NONE of member 0 writes an empty key, which is fatal; some
-    membership changes keep it from starting again. All of Auth, Cluster and Alarm is left out for
-    it.
+    membership changes keep it from starting again. So all of Auth, Cluster and Alarm is left out.
     """
     if "/etcdserverpb.Auth/" in call.method.path or "/etcdserverpb.Cluster/" in call.method.path:
         return not call.method.path.endswith(("List", "Get", "Status"))

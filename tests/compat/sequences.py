@@ -177,9 +177,7 @@ class Sequence:
 
 
 def ends_etcd(txn: Message) -> bool:
-    """Whether a Txn may be of the kind that panics any etcd: a from-key delete and a put that
-    ignores a field (T49).
-    """
+    """Whether a Txn may panic any etcd: a from-key delete, and a put that ignores a field (T49)."""
     ops = list(all_ops(txn))
     deletes = any(op.get("request_delete_range", {}).get("range_end") == b"\0" for op in ops)
     puts = [op.get("request_put", {}) for op in ops]

@@ -1,6 +1,4 @@
-"""Clients of other languages, from their own registries: Go's official one, Node's etcd3, and
-grpcio.
-"""
+"""Clients of other languages, from their registries: Go's official one, Node's etcd3, grpcio."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Fresh random calls, made to Debian's etcd and to quorate: both answer the same, field by
-field.
-"""
+"""Fresh random calls to Debian's etcd and to quorate: both answer the same, field by field."""
 
 from __future__ import annotations
 
@@ -37,8 +35,7 @@ def known(name: str, request: Message, old: Outcome, new: Outcome) -> bool:
     """Whether two answers differ only as 3.4 and 3.7 are known to.
 
     - 3.4's HashKV has no `hash_revision`.
-    - 3.7 remembers the hash of a revision that was compacted to, with the compaction before it; 3.4
-      refuses.
+    - 3.7 remembers the hash of a revision compacted to, with the compaction before it; 3.4 refuses.
     - A Txn that has both a put and a read that can't be done: 3.4 looks at all puts first, 3.7 at
       each op in its place (recording kv-3, lines 16 and 717).
     - A put in a Txn that lacks both its lease and its key: 3.4 misses the key first. No recording

@@ -1,6 +1,4 @@
-"""Debian's etcdctl can't tell quorate from etcd: the same commands print the same, ids and sizes
-apart.
-"""
+"""Debian's etcdctl can't tell quorate from etcd: commands print the same, but for ids and sizes."""
 
 from __future__ import annotations
 
@@ -61,9 +59,7 @@ class Etcdctl:
 def pair(
     program: Program, debian_etcd: Program, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Etcdctl, Etcdctl]]:
-    """etcdctl on quorate and on etcd, both empty at first; the tests of this module run in order
-    on them.
-    """
+    """etcdctl on quorate and etcd, both empty at first; the tests run in order on them."""
     with (
         Server(program, tmp_path_factory.mktemp("ours")) as ours,
         Server(debian_etcd, tmp_path_factory.mktemp("theirs")) as theirs,

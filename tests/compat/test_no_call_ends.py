@@ -180,9 +180,7 @@ def check_after(server: Server, client: Client, before: list[tuple[int, str]]) -
 
 
 def test_each_rpc_is_answered_or_unimplemented(shared_client: Client) -> None:
-    """What the KV API needs is there; every other RPC answers by its name or is `Unimplemented`,
-    never unknown to the server.
-    """
+    """The KV API is there; other RPCs answer, or are `Unimplemented` by name: none is unknown."""
     for path, rpc in METHODS.items():
         if rpc.requests_stream or rpc.replies_stream:
             continue

@@ -1,6 +1,4 @@
-"""Calls that are not quite right, over raw HTTP/2 and HTTP/1.1, get the answer that etcd 3.7.1
-gave, or a better one.
-"""
+"""Calls not quite right, over raw HTTP/2 and HTTP/1.1, get etcd 3.7.1's answer, or a better one."""
 
 from __future__ import annotations
 

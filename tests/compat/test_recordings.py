@@ -17,8 +17,7 @@ pytestmark = pytest.mark.compat
 
 # gRPC's code for a method that the server does not have.
 UNIMPLEMENTED = 12
-# Debian's 3.4.23 differs in so many of each file: new fields, changed codes, HashKV at compacted
-# revisions.
+# Debian's 3.4.23 differs in so many of each file: new fields, new codes, HashKV where compacted.
 ETCD_34_DIFFERENCES = 100
 # The shortest lease lives two seconds.
 REFRESH_SECONDS = 0.5
@@ -53,9 +52,7 @@ def replay(client: Client, file: str, shadow: LeaseShadow | None) -> tuple[int, 
 
 
 def refresh(client: Client, shadow: LeaseShadow) -> None:
-    """Keep the leases alive: in the recording none ran out, and a busy machine is slower than
-    that.
-    """
+    """Keep leases alive: in the recording none ran out, and a busy machine is slower than that."""
     living = [{"ID": lease} for lease in sorted(shadow.leases)]
     replies = client.stream("Lease/LeaseKeepAlive", living)
     assert all(reply["TTL"] > 0 for reply in islice(replies, len(living)))

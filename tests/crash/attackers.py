@@ -1,5 +1,4 @@
-"""Clients that behave badly, each a function; `python -m tests.crash.attackers NAME PORT SECONDS`
-runs one.
+"""Clients that behave badly, a function each: `python -m tests.crash.attackers NAME PORT SECONDS`.
 
 Rules:
 1. An attacker runs in a process of its own, at low priority and at a bounded rate: what a bystander

@@ -14,9 +14,7 @@ from tests.wire import UNCERTAIN, Client, Refused
 
 
 class Recorder:
-    """Clients, each with its connection, that put, get, delete and swap on few keys and note
-    every answer.
-    """
+    """Clients, a connection each, that put, get, delete, swap on few keys and note all answers."""
 
     def __init__(self, port: int, clients: int, keys: int, start: int, *, pace: float) -> None:
         self.history: list[Operation] = []

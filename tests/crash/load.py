@@ -1,8 +1,7 @@
 """Writers that remember what they were promised, and the check that a restarted server kept it.
 
 Rules:
-1. Every key is written once, with a value of its own, so that what is there tells which write made
-   it.
+1. Every key is written once, with its own value, so that what is there tells which write made it.
 2. A write that was not acknowledged may be there or not; but it is there whole, or not at all.
 """
 
@@ -67,9 +66,7 @@ class Ledger:
         self.attempted, self.acknowledged = {}, {}
 
     def verify(self, client: Client) -> int:
-        """Compare with what is there; how many keys are. Raises AssertionError with the key that
-        is wrong.
-        """
+        """Compare with what is there; how many keys are. AssertionError tells the wrong key."""
         wrong = [error for error in self.refusals if error.code not in UNCERTAIN]
         assert not wrong, f"refused: {wrong[:3]}"
         reply = client.get(b"\0", b"\0")
@@ -95,9 +92,7 @@ class Ledger:
 
 
 class Load:
-    """Threads that write, each over a connection of its own, until told to stop or until the
-    server is gone.
-    """
+    """Threads that write, each over its connection, until told to stop or the server is gone."""
 
     def __init__(self, port: int, ledger: Ledger, tag: str, connections: int, window: int) -> None:
         self.ledger = ledger

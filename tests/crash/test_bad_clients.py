@@ -1,6 +1,4 @@
-"""Clients that behave badly do not slow the others, do not grow the server for good, and end
-nothing.
-"""
+"""Clients that behave badly do not slow others, do not grow the server for good, end nothing."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 QUIET_SECONDS = 1.0
 ATTACK_SECONDS = 1.5
 WARM_SECONDS = 0.5
-# A bystander's p99 may double. Below this many seconds the machine's own noise is larger than what
-# is measured.
+# A bystander's p99 may double. Below this many seconds the machine's own noise is larger.
 P99_FLOOR = 0.025
 TRIES = 3
 MIB = 1 << 20

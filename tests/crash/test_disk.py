@@ -1,6 +1,4 @@
-"""Slow, full and failing disks: nothing is acknowledged that is not durable, and what was
-acknowledged is there.
-"""
+"""Slow, full and failing disks: only what is durable is acknowledged, and what was is there."""
 
 from __future__ import annotations
 

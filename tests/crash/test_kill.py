@@ -1,6 +1,4 @@
-"""kill -9 at random moments under load: every acknowledged write is there, none is half there,
-revisions never go back.
-"""
+"""kill -9 at random under load: acknowledged writes are there, none half, revisions never fall."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Orderly ends and refused starts: SIGTERM under load, a second server on the same directory or
-port.
-"""
+"""Orderly ends, refused starts: SIGTERM under load, a second server on one directory or port."""
 
 from __future__ import annotations
 

@@ -7,8 +7,7 @@ What it may do, and a server must survive:
 2. The n-th operation fails with an errno, or is the one in which the machine dies.
 3. A bit flips at rest.
 4. A sync takes as long as the test wants (`gate`).
-A directory sync makes names durable in their order, as a journal does. One random source decides
-everything.
+A directory sync makes names durable in order, as a journal does. One random source decides all.
 """
 
 from __future__ import annotations
