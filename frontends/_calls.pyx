@@ -6,8 +6,11 @@ Rules:
 3. What the ring to the core can't take now is owed (`_owe`), oldest first, and never dropped;
    `is_full` then tells the transport to read no more.
 4. Python learns of calls by events, which wait in C memory until it takes them all.
+5. The garbage collector must not clear the rings of this class and of those made of it: what lives
+   yet is canceled through them when the object goes.
 """
 
+import cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
@@ -51,6 +54,7 @@ cdef void free_details(Call *call) noexcept nogil:
         call.details = NULL
 
 
+@cython.no_gc_clear
 cdef class Calls:
     """The calls of one worker, of all connections."""
 
@@ -183,9 +187,9 @@ cdef class Calls:
 
     cdef void _owe(self, Call *call, uint32_t what) noexcept nogil:
         """Note what the ring is to get; paid at once if it can be."""
-        cdef bint is_new = call.owes == 0
         call.owes |= what
-        if not is_new or (self.owing == NULL and self._pay(call)):
+        # `_cancel` may have left a call in the list that owed nothing any more.
+        if call.flags & CALL_LISTED or (self.owing == NULL and self._pay(call)):
             return
         call.previous_owing = self.owing_last
         call.next_owing = NULL

@@ -93,6 +93,7 @@ cdef size_t _on_trailers(Grpc grpc, Call *call, nghttp2_nv *pairs) noexcept nogi
     return grpc._status_pairs(call, pairs)
 
 
+@cython.no_gc_clear
 cdef class Grpc(Replies):
     """The calls of all connections of one worker."""
 

@@ -9,6 +9,7 @@ Rules:
 4. The GIL is taken only to put a refusal into words.
 """
 
+import cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, strlen
@@ -35,6 +36,7 @@ cdef size_t SEND_HIGH = limits.CALL_SEND_BYTES_HIGH
 cdef size_t SEND_LOW = limits.CALL_SEND_BYTES_LOW
 
 
+@cython.no_gc_clear
 cdef class Replies(Calls):
     """What the calls of one worker are answered."""
 

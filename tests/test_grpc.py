@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import struct
 
@@ -573,6 +574,41 @@ def test_a_full_ring_still_gets_its_cancels() -> None:
     assert asked == canceled
     assert asked
     assert world.grpc.gauges()["calls_live"] == 0
+
+
+def test_a_call_that_owes_credit_and_is_reset_owes_its_cancel_once() -> None:
+    world = World(ring=8192)
+    client = world.client
+    client.feed(window_update(65536))
+    stream = client.open(grpc_headers(RANGE))
+    client.data(stream, grpc_message(b"\x0a\x01k"))
+    client.feed(window_update(65536, stream))
+    ((request_id, *_),) = world.requests()
+    full = 0
+    while world.grpc.gauges()["calls_live"] < 300:
+        client.call(grpc_message(b"\x0a\x01k\x12\x7f" + b"v" * 127))
+        full += 1
+    world.core.reply(request_id, bytes(65536), FIRST, 0, 1 << 20)
+    world.core.reply(request_id, bytes(65536), 0)
+    world.deliver()
+    # What it took is owed behind the requests that wait; now its client loses interest.
+    client.feed(frame(RST_STREAM, 0, stream, struct.pack("!I", 8)))
+    seen: list[tuple[int, int]] = []
+    for _ in range(100):
+        seen += [(identity, method) for identity, _, method, _ in world.requests()]
+    assert [method for identity, method in seen if identity == request_id] == [CANCEL]
+    assert len(set(seen)) == len(seen) == full + 1
+    assert world.grpc.gauges()["calls_live"] == full
+
+
+def test_the_garbage_collector_may_take_calls_in_flight() -> None:
+    world = World()
+    world.client.call()
+    assert len(world.requests()) == 1
+    knot = [world.grpc, world.client]
+    knot.append(knot)  # type: ignore[arg-type]
+    del world, knot
+    assert gc.collect() > 0
 
 
 def test_python_answers_a_unary_call(world: World) -> None:

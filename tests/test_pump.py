@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import select
 import socket
 import struct
@@ -311,6 +312,26 @@ def test_a_sleeping_pump_is_woken_by_the_bell() -> None:
         assert loop.pump.gauges()["replies_wrong"] == 2
     finally:
         loop.listener.close()
+
+
+def test_the_garbage_collector_may_take_a_pump_with_calls() -> None:
+    core = Core()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        pump = Pump(
+            listeners=[listener.fileno()], requests=core.requests, replies=core.replies
+        )
+        pump.accept()
+        with Raw(listener.getsockname()[1]) as client:
+            client.body(client.open(grpc_headers(PUT)), prefixed(PUT_REQUEST))
+            assert until(lambda: pump.turn() == [] and core.take() != [])
+            knot: list[Any] = [pump]
+            knot.append(knot)
+            del pump, knot
+            gc.collect()
+            while client.receive():
+                pass
+            assert client.closed
 
 
 def test_a_turn_that_python_cuts_short_leaves_its_descriptor_readable() -> None:

@@ -14,6 +14,7 @@ Rules:
    ours no more.
 """
 
+import cython
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
@@ -108,6 +109,7 @@ class Statistics(NamedTuple):
     named: dict
 
 
+@cython.no_gc_clear
 cdef class Pump(Grpc):
     """All sockets and calls of a worker; keywords are those of `Grpc`, and the two doorbells."""
 
