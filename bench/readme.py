@@ -8,6 +8,7 @@ Rules:
 3. Figures are medians; a ratio is quorate's figure divided by the etcd's.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -115,7 +116,17 @@ def fill(text: str, path: Path | None) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Fill the README; the exit code."""
-    path = Path(arguments[0]) if arguments else newest(RESULTS)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.readme", description="Put measured ratios into README.md."
+    )
+    parser.add_argument(
+        "results",
+        nargs="?",
+        type=Path,
+        metavar="RESULTS.json",
+        help="of bench/results; default: the newest that are whole",
+    )
+    path = parser.parse_args(arguments).results or newest(RESULTS)
     if path is None:
         sys.stderr.write(f"{RESULTS} has no whole results: run `python -m bench` first\n")
         return 1

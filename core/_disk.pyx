@@ -160,7 +160,7 @@ cdef class Disk:
         checked(self.file_fill(handle, offset, size), "fill", path)
 
     def rename(self, source, target):
-        """Rename a file or directory, replacing a file that has the target's name."""
+        """Rename a file or directory, replacing a file or an empty directory at the target."""
         checked(self.path_rename(os.fsencode(source), os.fsencode(target)), "rename", source)
 
     def remove(self, path):

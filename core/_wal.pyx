@@ -118,13 +118,14 @@ cdef class Wal:
                segment_bytes=SEGMENT_BYTES, no_fsync=False, ahead=True):
         """A new, durable log of crc, metadata and the empty snapshot; there must be none yet.
 
-        It is made as `<directory>.tmp` and renamed: there is a whole log or none.
+        It is made as `<directory>.tmp` and renamed, over an empty directory if there is one: there
+        is a whole log or none.
         """
         cdef Wal wal = Wal(disk, directory, segment_bytes, no_fsync, ahead)
         cdef uint8_t[MESSAGE_HEADER_MAX] message
         cdef size_t size = write_triple(message, node_id, cluster_id, 0, 2)
-        if disk.list(directory) is not None:
-            raise Fatal(f"{directory}: there is a log already")
+        if disk.list(directory):
+            raise Fatal(f"{directory}: no place for a new log: the directory is not empty")
         wal.node_id = node_id
         wal.cluster_id = cluster_id
         wal.metadata = message[:size]

@@ -46,6 +46,7 @@ def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: L
     Raises Fatal.
     """
     disk = OsDisk()
+    make_directories(disk, config.data_dir)
     make_directories(disk, os.path.join(config.data_dir, "member", "snap"))
     warn_of_permissions(config.data_dir, logger)
     return start_node(config, disk, ports, doorbell, logger)

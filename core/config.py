@@ -261,7 +261,8 @@ def build(values: Mapping[str, Value]) -> Config:
     peers = arguments.get("initial_advertise_peer_urls", Config.initial_advertise_peer_urls)
     if name != Config.name and values.get("initial-cluster", "") in ("", Config.initial_cluster):
         assert isinstance(peers, tuple)
-        arguments["initial_cluster"] = ",".join(f"{name}={url}" for url in peers)
+        listed = name or Config.name
+        arguments["initial_cluster"] = ",".join(f"{listed}={url}" for url in peers)
     return Config(**arguments)  # type: ignore[arg-type]
 
 

@@ -130,6 +130,8 @@ assert UNAPPLIED_BYTES_MAX > REQUEST_BYTES_MAX_DEFAULT
 WORKER_COUNTERS_MAX = 2048
 # How old the counts of other workers in /metrics may be.
 COUNTERS_PUBLISH_SECONDS = 1.0
+# After so many connections have gone, a worker gives the memory that they had back to the kernel.
+GONE_CONNECTIONS_MAX = 1000
 
 # --- workers --------------------------------------------------------------------------------------
 # How long a turn of the pump may wait for more before the process goes back to trio.

@@ -26,7 +26,7 @@ from .fleet import Command, Fleet, WorkerMain
 from .logs import Logger
 from .node import Node
 from .report import Report
-from .sockets import close_listeners, open_listeners
+from .sockets import close_listeners, open_listeners, raise_descriptor_limit
 from .version import SERVER_VERSION
 
 # How long a sleep is kept out of the event loop; also how late a signal or a tick may be seen.
@@ -44,6 +44,7 @@ DRAIN_SECONDS_MAX = 1.0
 def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
     """Serve until told to stop. Raises Fatal, DiskError."""
     logger.info("starting", version=SERVER_VERSION, name=config.name, pid=os.getpid())
+    raise_descriptor_limit()
     listeners = open_listeners(config.listen_client_urls)
     fleet = Fleet(config, logger, listeners, worker_main)
     node = open_node(config, fleet.ports, fleet.core_bell.fd, logger)

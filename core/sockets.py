@@ -5,7 +5,9 @@ So a worker's death loses no connection waiting to be accepted, and a busy port 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterable
@@ -16,6 +18,19 @@ from quorate.core.flags import host_and_port
 # Connections that may wait to be accepted; the kernel cuts it to net.core.somaxconn.
 BACKLOG = 4096
 PORT_MAX = 65535
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and those it forks, open as many files as the hard limit allows.
+
+    Every client takes a descriptor, and the usual soft limit of 1,024 is for programs that call
+    select(), which this one never does. Go's runtime does the same, so etcd's users rely on it. A
+    kernel that refuses leaves the limit as it was.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def open_listeners(urls: Iterable[str]) -> list[socket.socket]:

@@ -100,6 +100,7 @@ class FakePump:
         self.accepting = False
         self.drained = False
         self.idle = True
+        self.clients_gone = 0
         self.counted = FakeStatistics()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK)
 

@@ -20,6 +20,8 @@ PACKAGES = {
     "nghttp": "nghttp2-client",
     "go": "golang-go",
     "java": "default-jdk",
+    "javac": "default-jdk",
+    "mvn": "maven",
     "cargo": "cargo",
     "node": "nodejs",
 }

@@ -236,6 +236,31 @@ def test_a_directory_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
     assert str(path) in line["error"]
 
 
+def test_empty_directories_that_are_there_are_used(tmp_path: Path) -> None:
+    for folder in ("d/member/wal", "d/member/snap", "d/lost+found"):
+        (tmp_path / folder).mkdir(parents=True)
+    _, term = opened(tmp_path / "d")
+    _, again = opened(tmp_path / "d")
+    assert again == term + 1
+
+
+def test_a_log_is_not_begun_among_other_files(tmp_path: Path) -> None:
+    wal = tmp_path / "d" / "member" / "wal"
+    wal.mkdir(parents=True)
+    (wal / "kept").touch()
+    with pytest.raises(Fatal, match=f"{wal}: no place for a new log: .* not empty"):
+        opened(tmp_path / "d")
+    assert os.listdir(wal) == ["kept"]
+
+
+@pytest.mark.parametrize("below", ["", "d"])
+def test_a_file_is_no_data_directory(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / below
+    with pytest.raises(Fatal, match=f"^list {path}: Not a directory"):
+        opened(path)
+
+
 def test_a_second_member_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     config = Config(data_dir=str(tmp_path / "d"), unsafe_no_fsync=True)
     doorbell = Doorbell()

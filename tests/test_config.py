@@ -308,6 +308,7 @@ def test_ipv6_and_unix_addresses_are_served() -> None:
             ["--name=n1", "--initial-cluster=n2=http://h:1"],
             'couldn\'t find local name "n1" in the initial cluster configuration',
         ),
+        (["--name="], 'couldn\'t find local name "" in the initial cluster configuration'),
         (
             [
                 "--initial-advertise-peer-urls=http://h:1,http://h:2",

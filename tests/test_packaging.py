@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md")
+TOOLS = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 # What this test runs with; on PYTHONPATH the .pth file that leads to the checkout does not count.
 DEPENDENCIES = sysconfig.get_path("purelib")
 VERSION_LINES = ("etcd Version: 3.7.1", "Git SHA: ", "Go Version: ", "Go OS/Arch: linux/")
@@ -76,6 +76,7 @@ def test_the_sdist_holds_files_not_links(distributions: tuple[Path, Path]) -> No
         members = archive.getmembers()
     names = {member.name.partition("/")[2] for member in members}
     assert {"src/quorate/core/_run.pyx", "src/quorate/core/_run.pxd", "setup.py"} <= names
+    assert "LICENSE" in names
     assert {"src/quorate/core/config.py", "src/quorate/workers/__init__.py"} <= names
     assert not [member.name for member in members if member.issym() or member.islnk()]
     assert not [name for name in names if name.startswith(("core/", "bench/", "tests/"))]
@@ -91,6 +92,7 @@ def test_the_wheel_holds_modules_and_types(distributions: tuple[Path, Path]) -> 
     for name in ("py.typed", "core/_run.pxd", "core/_run.pyi", "core/config.py", "api/__init__.py"):
         assert f"quorate/{name}" in names
     assert [name for name in names if name.startswith("quorate/core/_run.cpython")]
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
 
 
 @pytest.mark.slow
@@ -139,6 +141,19 @@ def test_exit_codes_and_streams() -> None:
     assert done.stderr.count("\n") == 1
     shown = run(server, "--help", cwd=ROOT)
     assert shown.startswith("Usage:")
+
+
+@pytest.mark.parametrize("module", ["quorate", "bench", "bench.readme"])
+def test_every_program_explains_itself(module: str) -> None:
+    shown = run(sys.executable, "-m", module, "--help", cwd=ROOT)
+    assert shown.lower().startswith("usage:")
+    assert "--help" in shown
+
+
+def test_the_generator_explains_itself(tmp_path: Path) -> None:
+    shown = run(sys.executable, ROOT / "tools" / "generate-api", "--help", cwd=tmp_path)
+    assert shown.startswith("usage: generate-api")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

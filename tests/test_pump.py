@@ -124,7 +124,9 @@ def test_a_call_goes_round(loop: Loop) -> None:
         assert answer.data == grpc_message(b"reply")
         assert (answer.status, answer.text) == (0, "")
         assert loop.asked[0][2:] == (2, PUT_REQUEST)
+        assert loop.pump.clients_gone == 0
     assert until(lambda: loop.pump.gauges()["clients_live"] == 0)
+    assert loop.pump.clients_gone == 1
     assert loop.pump.statistics().methods[PUT][:4] == [1, 1, 1, 1]
 
 
@@ -318,16 +320,15 @@ def test_the_garbage_collector_may_take_a_pump_with_calls() -> None:
     core = Core()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        pump = Pump(
-            listeners=[listener.fileno()], requests=core.requests, replies=core.replies
-        )
-        pump.accept()
+        knot: list[Any] = [
+            Pump(listeners=[listener.fileno()], requests=core.requests, replies=core.replies)
+        ]
+        knot.append(knot)
+        knot[0].accept()
         with Raw(listener.getsockname()[1]) as client:
             client.body(client.open(grpc_headers(PUT)), prefixed(PUT_REQUEST))
-            assert until(lambda: pump.turn() == [] and core.take() != [])
-            knot: list[Any] = [pump]
-            knot.append(knot)
-            del pump, knot
+            assert until(lambda: knot[0].turn() == [] and core.take() != [])
+            del knot
             gc.collect()
             while client.receive():
                 pass

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from pathlib import Path
 
 import pytest
 
 from quorate.core.errors import Fatal
-from quorate.core.sockets import close_listeners, open_listener, open_listeners
+from quorate.core.sockets import (
+    close_listeners,
+    open_listener,
+    open_listeners,
+    raise_descriptor_limit,
+)
 
 
 def connects(address: object, family: socket.AddressFamily = socket.AF_INET) -> bool:
@@ -101,3 +107,16 @@ def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
     with pytest.raises(Fatal, match="address already in use"):
         open_listener(f"unix://{path}")
     assert path.read_text() == "data"
+
+
+def test_the_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = before[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -707,7 +707,7 @@ def test_segments_made_ahead_on_a_real_disk(tmp_path: Path) -> None:
     with pytest.raises(WalLockedError, match="another process"):
         Wal.open(disk, directory)
     again.close()
-    with pytest.raises(Fatal, match="already"):
+    with pytest.raises(Fatal, match="not empty"):
         Wal.create(disk, directory, 1, 1)
 
 

@@ -205,6 +205,11 @@ cdef class Pump(Grpc):
             client = client.next
         return True
 
+    @property
+    def clients_gone(self):
+        """How many of the connections that were accepted are over."""
+        return self.accepted - self.clients_live
+
     def adopt(self, int fd):
         """Take over a connected socket, made non-blocking by the caller; the pump closes it."""
         self.set_now(_clock())

@@ -27,6 +27,7 @@ from quorate.core.errors import Fatal
 from quorate.core.limits import (
     COUNTERS_PUBLISH_SECONDS,
     DRAIN_SECONDS_MAX,
+    GONE_CONNECTIONS_MAX,
     LINGER_SECONDS,
     REQUEST_SECONDS_DEFAULT,
 )
@@ -34,7 +35,7 @@ from quorate.core.logs import Logger
 from quorate.frontends.counters import METHOD_FIELDS, Counters, pack
 from quorate.workers import calls
 from quorate.workers._pump import Pump as CythonPump
-from quorate.workers._system import die_with_parent
+from quorate.workers._system import die_with_parent, release_memory
 from quorate.workers.calls import Calls, Core
 from quorate.workers.cluster import Cluster
 from quorate.workers.health import Health
@@ -93,6 +94,10 @@ class Pump(calls.Pump, Protocol):
     def idle(self) -> bool:
         """Whether no call is under way and nothing waits to be sent."""
 
+    @property
+    def clients_gone(self) -> int:
+        """How many of the connections that were accepted are over."""
+
     def turn(self, linger: float) -> Iterable[tuple[Any, ...]]:
         """Do all that can be done, wait up to `linger` seconds for more; events for Python."""
 
@@ -122,6 +127,7 @@ class Worker:
         self._logger = logger
         self._command = Command.WAIT
         self._block = block
+        self._clients_gone = 0
         self._woken = False
         self._waiting = trio.CancelScope()
         self._drain_deadline = math.inf
@@ -224,9 +230,17 @@ class Worker:
         numbers = pack(merged)
         self._block[: len(numbers)] = memoryview(array("Q", numbers))
 
+    def release(self) -> None:
+        """Give memory back once many connections have gone since the last time."""
+        gone = self.pump.clients_gone
+        if gone - self._clients_gone >= GONE_CONNECTIONS_MAX:
+            self._clients_gone = gone
+            release_memory()
+
     async def _publish_forever(self) -> None:
         while True:
             self.publish()
+            self.release()
             await trio.sleep(COUNTERS_PUBLISH_SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Clients of other languages, from their registries: Go's official one, Node's etcd3, grpcio."""
+"""Clients of other languages, from their registries: Go's official one, jetcd, etcd3, grpcio."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.compat
 SOURCES = Path(__file__).with_name("clients")
 # A first build compiles grpc-go and all else that etcd's client needs.
 BUILD_SECONDS = 400
+# What the builds say when they can't reach their registry.
+NETWORK_WORDS = ("dial", "network", "registry", "proxy", "could not transfer")
 
 
 def build(directory: Path, *command: str) -> None:
@@ -33,7 +35,7 @@ def build(directory: Path, *command: str) -> None:
     )
     if done.returncode != 0:
         output = done.stdout + done.stderr
-        assert any(word in output.lower() for word in ("dial", "network", "registry", "proxy"))
+        assert any(word in output.lower() for word in NETWORK_WORDS)
         pytest.skip(f"needs its registry: {output[-500:]}")
 
 
@@ -63,6 +65,17 @@ def test_node(sources: Path, server: Server) -> None:
     folder = sources / "node"
     build(folder, need("npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts")
     talk(node, str(folder / "main.js"), f"127.0.0.1:{server.port}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(BUILD_SECONDS + 100)
+def test_java(sources: Path, server: Server) -> None:
+    folder = sources / "java"
+    download = "dependency:copy-dependencies"
+    build(folder, need("mvn"), "-q", "-B", download, "-DoutputDirectory=lib")
+    build(folder, need("javac"), "-cp", "lib/*", "Main.java")
+    path = f"{folder}/lib/*:{folder}"
+    talk(need("java"), "-cp", path, "Main", f"http://127.0.0.1:{server.port}")
 
 
 def test_grpcio(server: Server) -> None:

@@ -14,6 +14,7 @@ from tests.wire import Client, Refused
 
 pytestmark = pytest.mark.compat
 
+CALLS = 1500
 BAD_PUTS = {
     (5, "etcdserver: requested lease not found"),
     (3, "etcdserver: key not found"),
@@ -60,36 +61,35 @@ def differ(name: str, request: Message, old: Outcome, new: Outcome) -> str:
     return "" if not text or known(name, request, old, new) else text
 
 
+@pytest.mark.parametrize("round_", range(depth(3, 60)))
 def test_random_calls_are_answered_as_by_etcd(
-    program: Program, debian_etcd: Program, tmp_path: Path
+    round_: int, program: Program, debian_etcd: Program, tmp_path: Path
 ) -> None:
-    start = seed()
-    print(f"QUORATE_SEED={start}")
-    rounds, calls = depth(3, 60), 1500
-    for number in range(start, start + rounds):
-        with (
-            Server(debian_etcd, tmp_path / f"etcd-{number}") as theirs,
-            Server(program, tmp_path / f"ours-{number}") as ours,
-        ):
-            theirs.launch()
-            ours.launch()
-            theirs.wait_ready()
-            ours.wait_ready()
-            with Client(theirs.port) as old, Client(ours.port) as new:
-                compare_round(number, calls, old, new)
+    number = seed() + round_
+    print(f"QUORATE_SEED={number}")
+    with (
+        Server(debian_etcd, tmp_path / "etcd") as theirs,
+        Server(program, tmp_path / "ours") as ours,
+    ):
+        theirs.launch()
+        ours.launch()
+        theirs.wait_ready()
+        ours.wait_ready()
+        with Client(theirs.port) as old, Client(ours.port) as new:
+            compare_round(number, old, new)
 
 
-def compare_round(number: int, calls: int, old: Client, new: Client) -> None:
+def compare_round(number: int, old: Client, new: Client) -> None:
     """One sequence on two empty stores; raises AssertionError at the first difference."""
     sequence = Sequence(number)
     refused = 0
-    for at, (name, request) in zip(range(calls), sequence, strict=False):
+    for at, (name, request) in zip(range(CALLS), sequence, strict=False):
         one, two = ask(old, name, request), ask(new, name, request)
         text = differ(name, request, one, two)
         assert not text, f"seed {number}, call {at}, {name} {request!r}: {text}"
         sequence.seen(name, request, one[0])
         refused += one[0] is None
-    assert 0.03 * calls < refused < 0.6 * calls, f"{refused} of {calls} calls were refused"
+    assert 0.03 * CALLS < refused < 0.6 * CALLS, f"{refused} of {CALLS} calls were refused"
     hashes = [client.call("Maintenance/HashKV") for client in (old, new)]
     assert hashes[0]["hash"] == hashes[1]["hash"], f"seed {number}: {hashes}"
     assert old.all() == new.all()

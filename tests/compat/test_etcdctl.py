@@ -48,10 +48,13 @@ class Etcdctl:
         text = data.decode("latin-1").replace(str(self.server.port), "PORT")
         text = text.replace(str(self.server.peer_port), "PEER")
         text = re.sub(rf'"({NUMBERS})"\s*:\s*\d+', r'"\1":N', text)
-        text = re.sub(r"took = [\d.]+\w+|took: [\d.]+\w+|\d+\.\d+m?µ?s", "TOOK", text)
+        took = r"took = [\d.]+\w+|took: [\d.]+\w+|\b\d+(?:\.\d+)?(?:m|\xc2\xb5)?s\b"
+        text = re.sub(took, "TOOK", text)
         text = re.sub(r'"took":\s*"[^"]*"', '"took":TOOK', text)
         text = re.sub(r"client-[0-9a-f-]{36}", "CLIENT", text)
         text = re.sub(r"\b[0-9a-f]{14,16}\b", "ID", text)
+        # Tables are as wide as the longest id and time in them.
+        text = re.sub(r" *\| *", "|", re.sub(r"-{3,}", "---", text))
         return re.sub(r'"ts":"[^"]*"', "", text)
 
 

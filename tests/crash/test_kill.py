@@ -18,6 +18,8 @@ from tests.wire import Client
 pytestmark = pytest.mark.crash
 
 WORKER_GAP_SECONDS = 0.5
+# More than die early before the fleet takes its time to replace them: that keeps to the gap, too.
+WORKERS_KILLED = 6
 RANGE = encode("RangeRequest", {"key": b"k"})
 # Everything is compared after each kill; what is older than so many rounds is deleted first.
 ROUNDS_KEPT = 8
@@ -66,17 +68,19 @@ def test_a_worker_is_killed_under_load(count: int, program: Program, server: Ser
     server.flags = ("--workers", str(count))
     server.restart()
     chance, ledger, core = random.Random(seed()), Ledger(), server.identity()[0]
-    for number in range(depth(3, 30)):
+    gaps = []
+    for number in range(depth(WORKERS_KILLED, 30)):
         victim = chance.choice(need_workers(server, program))
         load = Load(server.port, ledger, f"r{number}", 4, 8).start()
         time.sleep(0.05 + 0.2 * chance.random())
         os.kill(victim, signal.SIGKILL)
-        gap = service_gap(server.port)
+        gaps.append(service_gap(server.port))
         load.stop()
-        assert gap <= WORKER_GAP_SECONDS, f"no service for {gap:.3f} s"
+        assert gaps[-1] <= WORKER_GAP_SECONDS, f"no service for {gaps[-1]:.3f} s"
         with Client(server.port) as client:
             ledger.verify(client)
         wait_for_workers(server, count, without=victim)
+    print("no service for", *(f"{gap:.3f}" for gap in sorted(gaps)), "s")
     assert server.identity()[0] == core
     assert len(ledger.acknowledged) > 20
 
