@@ -256,7 +256,10 @@ def build(values: Mapping[str, Value]) -> Config:
     used = {FLAGS[name].field: value for name, value in values.items()}
     arguments = {name: value for name, value in used.items() if name in known}
     name = str(values.get("name", Config.name))
-    arguments["data_dir"] = values.get("data-dir") or f"{name}.etcd"
+    # A path with a slash at its end has no name of its own, and no folder that it is in.
+    arguments["data_dir"] = os.path.normpath(str(values.get("data-dir") or f"{name}.etcd"))
+    if wal_dir := values.get("wal-dir"):
+        arguments["wal_dir"] = os.path.normpath(str(wal_dir))
     arguments["workers"] = values.get("workers") or max(1, len(os.sched_getaffinity(0)) - 1)
     peers = arguments.get("initial_advertise_peer_urls", Config.initial_advertise_peer_urls)
     if name != Config.name and values.get("initial-cluster", "") in ("", Config.initial_cluster):

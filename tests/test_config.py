@@ -348,6 +348,12 @@ def test_a_name_alone_names_directory_and_cluster() -> None:
     assert named.initial_cluster == "n1=http://10.0.0.1:2380"
 
 
+@pytest.mark.parametrize("end", ["", "/", "//", "/."])
+def test_directories_lose_the_slash_at_their_end(end: str) -> None:
+    named = config(f"--data-dir=/d{end}", f"--wal-dir=w{end}")
+    assert (named.data_dir, named.wal_path) == ("/d", "w")
+
+
 def test_a_name_may_repeat_in_the_initial_cluster() -> None:
     urls = "--initial-advertise-peer-urls=http://h:2,http://h:1"
     cluster = "--initial-cluster=default=http://h:1,default=http://h:2"

@@ -327,7 +327,7 @@ def test_the_garbage_collector_may_take_a_pump_with_calls() -> None:
         knot[0].accept()
         with Raw(listener.getsockname()[1]) as client:
             client.body(client.open(grpc_headers(PUT)), prefixed(PUT_REQUEST))
-            assert until(lambda: knot[0].turn() == [] and core.take() != [])
+            assert until(lambda turn=knot[0].turn: turn() == [] and core.take() != [])
             del knot
             gc.collect()
             while client.receive():
