@@ -42,7 +42,9 @@ cdef int compare_keys(
     const uint8_t *a, size_t a_size, const uint8_t *b, size_t b_size
 ) noexcept nogil:
     """Less than, equal to or greater than 0, as `a` is before, the same as or after `b`."""
-    cdef int order = memcmp(a, b, smaller(a_size, b_size))
+    cdef size_t size = smaller(a_size, b_size)
+    # An empty key may be NULL, which memcmp must not be given.
+    cdef int order = memcmp(a, b, size) if size else 0
     if order == 0 and a_size != b_size:
         return -1 if a_size < b_size else 1
     return order
@@ -115,7 +117,7 @@ cdef uint32_t keys_search(
     if span == 0:
         return 0
     if prefix_size:
-        order = memcmp(key, keys.prefix, smaller(prefix_size, size))
+        order = memcmp(key, keys.prefix, smaller(prefix_size, size)) if size else 0
         if order < 0 or (order == 0 and size < prefix_size):
             return 0
         if order > 0:
@@ -633,7 +635,8 @@ cdef class KeySet:
         if item == NULL:
             raise MemoryError("no memory for a key")
         item.key_size = <uint32_t>key.shape[0]
-        memcpy(<uint8_t *>item + SEPARATOR_KEY_AT, data, key.shape[0])
+        if key.shape[0]:
+            memcpy(<uint8_t *>item + SEPARATOR_KEY_AT, data, key.shape[0])
         if found:
             self.arena.release(path.leaf.keys.items[path.index], size)
             self.tree.replace(&path, item, live)

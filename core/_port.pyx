@@ -81,7 +81,7 @@ cdef class Port:
     cdef int reply(self, uint64_t request_id, uint16_t flags, uint16_t error, uint64_t extra,
                    const uint8_t *data, size_t size) except -1:
         """Send one reply record. Raises MemoryError."""
-        cdef Reply *reply
+        cdef Reply reply
         cdef uint8_t *at = NULL
         cdef size_t record = sizeof(Reply) + size
         if self.backlog.size == 0:
@@ -92,12 +92,13 @@ cdef class Port:
             at = self.backlog.data + self.backlog.size + 4
             self.backlog.size += 4 + record
             record = 0
-        reply = <Reply *>at
         reply.request_id = request_id
         reply.extra = extra
         reply.flags = flags
         reply.error = error
         reply.reserved = 0
+        # In the backlog records stand at any address.
+        memcpy(at, &reply, sizeof(Reply))
         if size:
             memcpy(at + sizeof(Reply), data, size)
         if record:

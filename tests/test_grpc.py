@@ -606,7 +606,7 @@ def test_the_garbage_collector_may_take_calls_in_flight() -> None:
     world.client.call()
     assert len(world.requests()) == 1
     knot = [world.grpc, world.client]
-    knot.append(knot)  # type: ignore[arg-type]
+    knot.append(knot)
     del world, knot
     assert gc.collect() > 0
 
