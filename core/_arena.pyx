@@ -48,8 +48,8 @@ cdef extern from *:
     #define quorate_forbid(at, size) __asan_poison_memory_region(at, size)
     #define quorate_allow(at, size) __asan_unpoison_memory_region(at, size)
     #else
-    #define quorate_forbid(at, size) ((void)0)
-    #define quorate_allow(at, size) ((void)0)
+    #define quorate_forbid(at, size) ((void)(at), (void)(size))
+    #define quorate_allow(at, size) ((void)(at), (void)(size))
     #endif
     """
     void quorate_forbid(const void *at, size_t size) noexcept nogil
