@@ -180,7 +180,8 @@ cdef class Calls:
         request.extra = extra
         request.method = method
         request.reserved = 0
-        memcpy(at + sizeof(Request), data, size)
+        if size:
+            memcpy(at + sizeof(Request), data, size)
         self.requests.commit(sizeof(Request) + size)
         self.has_requests = True
         return True
