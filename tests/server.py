@@ -2,7 +2,8 @@
 
 Rules:
 1. Loopback only, on free ports below the ephemeral range: a client that reconnects while the server
-   is down must never be given the server's own port (it would connect to itself).
+   is down must never be given the server's own port (it would connect to itself). No port is given
+   twice: two servers once had the same, and the one that lived answered for the one that did not.
 2. Whatever a test starts ends with it: `Server.close` kills the process and its descendants by pid,
    and `atexit` does so for a test run that is cut short.
 3. Readiness is `/health` answering true, not a log line: etcd 3.4 writes none. For quorate a test
@@ -34,6 +35,7 @@ PORTS = (20_000, 31_999)
 READY_LINE = "ready to serve client requests"
 
 _random = random.SystemRandom()
+_given: set[int] = set()
 _living: set[Server] = set()
 
 
@@ -83,16 +85,21 @@ def subject() -> Program | None:
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on, outside the range that clients get theirs from."""
+    """A loopback port that nothing listens on, outside the range that clients get theirs from, and
+    that this process was not given before.
+    """
     for _ in range(1000):
         port = _random.randrange(*PORTS)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+        _given.add(port)
+        return port
     raise AssertionError(f"no free port in {PORTS}")
 
 
@@ -189,10 +196,13 @@ class Server:
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
         """Return when `/health` is true; raises AssertionError with the log's end."""
         end = time.monotonic() + seconds
-        while not self.healthy():
+        while True:
+            healthy = self.healthy()
             assert self.process is not None
             code = self.process.poll()
             assert code is None, f"it ended with {code}:\n{self.tail()}"
+            if healthy:
+                return
             assert time.monotonic() < end, f"not ready after {seconds} s:\n{self.tail()}"
             time.sleep(0.01)
 

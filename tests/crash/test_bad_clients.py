@@ -21,9 +21,9 @@ from tests.wire import Client
 pytestmark = pytest.mark.crash
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-QUIET_SECONDS = 1.0
-ATTACK_SECONDS = 1.5
-WARM_SECONDS = 0.5
+QUIET_SECONDS = 0.5
+ATTACK_SECONDS = depth(1, 3)
+WARM_SECONDS = 0.3
 # A bystander's p99 may double. Below this many seconds the machine's own noise is larger.
 P99_FLOOR = 0.025
 TRIES = 3
@@ -93,7 +93,7 @@ def shrinks_to(server: Server, size: int) -> int:
 
 def suffer(name: str, server: Server, bystander: Bystander) -> tuple[float, int]:
     """One attack: the bystander's p99 during it, and the server's memory at its end."""
-    with attacker(name, server.port, WARM_SECONDS + ATTACK_SECONDS + 0.5) as process:
+    with attacker(name, server.port, WARM_SECONDS + ATTACK_SECONDS + 0.3) as process:
         try:
             time.sleep(WARM_SECONDS)
             during = bystander.p99(ATTACK_SECONDS)

@@ -72,7 +72,7 @@ def faulty(program: Program, shim: Path, disk: FaultyDisk, tmp_path: Path) -> It
 
 
 def test_a_slow_sync_makes_answers_late_and_none_early(faulty: Server, disk: FaultyDisk) -> None:
-    """A turn of nothing but writes may sync by itself, once: after that the disk is known to be slow.
+    """A turn of nothing but writes may sync by itself, but once: then the disk is known to be slow.
 
     The test used to take a read that waited for such a sync for one that did not.
     """
