@@ -1,6 +1,7 @@
 """The command line: `python -m bench [workload ...] [--etcd PATH ...]`; see bench/README.md."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def distinct(targets: list[Target]) -> list[Target]:
     return [
         each
         if names.count(each.name) == 1
-        else Target(f"{each.name} {each.program}", each.program, each.version, each.is_quorate)
+        else Target(f"{each.name} {each.place}", each.program, each.version, each.is_quorate)
         for each in targets
     ]
 
@@ -131,12 +132,14 @@ def run_cases(options: argparse.Namespace, targets: list[Target], about: dict[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; the exit code."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
     directory = Path(options.dir)
     try:
         check_disk(directory, options.quick)
         targets = find_targets(options)
         about = {
+            "command": shlex.join(["python", "-m", "bench", *arguments]),
             "file system": runner.file_system_of(directory),
             "programs": report.describe_targets(targets),
         }

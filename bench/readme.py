@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.report import ratio
 from bench.runner import show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,11 +94,6 @@ def table(document: Any) -> str:
     rounds = len(next(iter(document["rounds"][own].values())))
     lines += ["", f"Medians of {rounds} rounds on {where}, load generator included, fsync on."]
     return "\n".join(lines) + "\n"
-
-
-def ratio(mine: float | None, other: float | None) -> str:
-    """Quorate's figure in units of the other's."""
-    return "-" if mine is None or not other else f"{mine / other:.2f}"
 
 
 def region(path: Path | None) -> str:

@@ -56,7 +56,7 @@ def write(results: Results, settings: Settings, about: dict[str, str], folder: P
     document = {
         "machine": facts,
         "settings": asdict(settings),
-        "targets": [asdict(each) for each in results.targets],
+        "targets": [{**asdict(each), "program": each.place} for each in results.targets],
         "rounds": results.rounds,
         "medians": results.medians(),
         "goals": [
@@ -102,7 +102,7 @@ def table(results: Results) -> list[str]:
         for metric in metrics:
             values = [medians[name].get(row, {}).get(metric) for name in names]
             cells = ["-" if value is None else show(value, metric) for value in values]
-            cells += [_ratio(values[0], value) for value in values[1:]]
+            cells += [ratio(values[0], value) for value in values[1:]]
             lines.append(f"| {row} | {metric} | " + " | ".join(cells) + " |")
     return lines
 
@@ -136,8 +136,12 @@ def _union(medians: dict[str, Rows], names: list[str]) -> dict[str, list[str]]:
     return rows
 
 
-def _ratio(mine: float | None, other: float | None) -> str:
-    return "-" if mine is None or not other else f"{mine / other:.2f}"
+def ratio(mine: float | None, other: float | None) -> str:
+    """One figure divided by another, with a digit that says something however small it is."""
+    if mine is None or not other:
+        return "-"
+    quotient = mine / other
+    return f"{quotient:.2f}" if quotient >= 0.01 else f"{quotient:.1g}"
 
 
 def _verdict_line(verdict: Verdict) -> str:
@@ -148,4 +152,4 @@ def _verdict_line(verdict: Verdict) -> str:
 
 def describe_targets(targets: list[Target]) -> str:
     """The programs under test, in one line."""
-    return ", ".join(f"{each.name} ({each.program})" for each in targets)
+    return ", ".join(f"{each.name} ({each.place})" for each in targets)

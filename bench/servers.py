@@ -17,6 +17,7 @@ from bench import process
 from bench._load import Load
 from bench.protobuf import encode_varint, last_field
 
+ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS_MAX = 120.0
 STOP_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.002
@@ -44,6 +45,11 @@ class Target:
     def version_key(self) -> tuple[int, ...]:
         """The version as numbers, to find the newest."""
         return tuple(int(part) for part in self.version.split(".") if part.isdigit())
+
+    @property
+    def place(self) -> str:
+        """The program's path as a report shows it: within this checkout from its root on."""
+        return self.program.removeprefix(f"{ROOT}/")
 
 
 def find_target(program: str, is_quorate: bool = False) -> Target:
