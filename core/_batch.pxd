@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from quorate.core._apply cimport Applier
 from quorate.core._bytes cimport Buffer
+from quorate.core._events cimport Events
 from quorate.core._port cimport Port
 from quorate.core._record cimport Request
 from quorate.core._request cimport KvRequest
@@ -29,6 +30,7 @@ cdef class Reads:
 cdef class Batch:
     cdef list ports                 # slot -> Port, or None while there is no worker
     cdef Applier applier
+    cdef readonly Events events
     cdef size_t request_bytes_max   # of a message from a worker
     cdef uint32_t txn_ops_max
     cdef uint64_t entry_id          # of the request made an entry last
@@ -47,6 +49,8 @@ cdef class Batch:
     cdef int _propose(
             self, Port port, const Request *asked, uint8_t tag, const uint8_t *data,
             size_t size) except -1
+    cdef int _watch(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
     cdef int _wait_to_read(
             self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
     cdef int _read(self, Port port, const Read *read, const uint8_t *data) except -1

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 
 from quorate.core._apply import Applier
+from quorate.core._eventring import EventRing
+from quorate.core._events import Events
 from quorate.core._port import Port
 from quorate.core._run import Run
 
@@ -9,6 +11,7 @@ class Reads:
 
 class Batch:
     taken: int
+    events: Events
     run: Run | None
     reads: Reads | None
     asked: list[tuple[Port, int, int, bytes]]
@@ -18,6 +21,7 @@ class Batch:
         applier: Applier,
         request_bytes_max: int,
         txn_ops_max: int,
+        event_ring: EventRing | None = None,
     ) -> None: ...
     def drain(self) -> bool: ...
     def waiting(self) -> bool: ...

@@ -10,20 +10,24 @@ Rules:
 4. A turn takes at most TURN_BYTES_MAX from the rings and at most TURN_RECORDS_MAX records of each.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from quorate.core._apply cimport Applier
 from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve
+from quorate.core._catchup cimport catch_up
 from quorate.core._errors cimport ERROR_CORRUPT
+from quorate.core._eventring cimport EventRing
+from quorate.core._events cimport Events
 from quorate.core._listing cimport Hashing, Listing, Stream
 from quorate.core._mvcc cimport Store
 from quorate.core._port cimport Port
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._record cimport (
-    METHOD_ADMIN, METHOD_CANCEL, METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_HASH, METHOD_HASH_KV,
-    METHOD_NONE, METHOD_PULL, METHOD_PUT, METHOD_RANGE, METHOD_RANGE_STREAM, METHOD_TXN,
-    REPLY_SLICE_MAX, REPLY_WHOLE, Request,
+    METHOD_ADMIN, METHOD_CANCEL, METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_FOLLOW, METHOD_HASH,
+    METHOD_HASH_KV, METHOD_NONE, METHOD_PULL, METHOD_PUT, METHOD_RANGE, METHOD_RANGE_STREAM,
+    METHOD_TXN, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_SLICE_MAX, REPLY_WHOLE, WATCH_PREVIOUS,
+    CatchUpRequest, Request,
 )
 from quorate.core._reply cimport (
     TAG_RANGE_COUNT, TAG_RANGE_KVS, append_header, append_key_value, append_number,
@@ -35,6 +39,7 @@ from quorate.core._request cimport (
 from quorate.core._run cimport ENTRY_NORMAL, Run, Waiter
 from quorate.core._selection cimport STEP_KEYS_MAX, Selection
 from quorate.core._version cimport Version
+from quorate.core.limits import EVENT_RING_BYTES_MIN
 
 cdef enum:
     # InternalRaftRequest: tags of length-delimited fields, and of the header (field 100, 2 bytes).
@@ -60,12 +65,16 @@ cdef class Batch:
     """Takes requests out of the rings, a turn's worth at a time."""
 
     def __cinit__(
-            self, list ports, Applier applier, size_t request_bytes_max, uint32_t txn_ops_max):
+            self, list ports, Applier applier, size_t request_bytes_max, uint32_t txn_ops_max,
+            EventRing event_ring=None):
         self.ports = ports
         self.applier = applier
         self.request_bytes_max = request_bytes_max
         self.txn_ops_max = txn_ops_max
         self.asked = []
+        if event_ring is None:
+            event_ring = EventRing(EVENT_RING_BYTES_MIN)
+        self.events = Events(applier.store, event_ring, ports)
 
     def __dealloc__(self):
         request_free(&self.request)
@@ -136,6 +145,13 @@ cdef class Batch:
             port.cancel(asked.request_id)
         elif asked.method == METHOD_PULL:
             port.pull(asked.request_id, asked.extra)
+        elif asked.method == METHOD_WATCH:
+            return self._watch(port, asked, data, payload)
+        elif asked.method == METHOD_FOLLOW:
+            self.events.follow(
+                port, asked.request_id, <int64_t>asked.extra, payload != 0 and data[0] != 0)
+        elif asked.method == METHOD_UNFOLLOW:
+            port.follows = port.wants_previous = False
         elif asked.method == METHOD_ADMIN:
             self.asked.append((port, asked.request_id, asked.extra, data[:payload]))
         else:
@@ -173,6 +189,24 @@ cdef class Batch:
         read.method = method
         read.size = <uint32_t>size
         return self._read(port, &read, data)
+
+    cdef int _watch(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
+        """A watcher has fallen behind, or begins in the past."""
+        cdef CatchUpRequest request
+        if size < sizeof(CatchUpRequest):
+            port.dropped += 1
+            return 0
+        memcpy(&request, data, sizeof(CatchUpRequest))
+        size -= sizeof(CatchUpRequest)
+        if request.key_size > size or request.revision < 0:
+            port.dropped += 1
+            return 0
+        if request.flags & WATCH_PREVIOUS:
+            port.wants_previous = True
+        return port.start(catch_up(
+            self.applier.store, &self.applier.header, self.request_bytes_max, asked.request_id,
+            &request, data + sizeof(CatchUpRequest), size))
 
     cdef int _propose(
             self, Port port, const Request *asked, uint8_t tag, const uint8_t *data,

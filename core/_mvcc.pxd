@@ -91,7 +91,7 @@ cdef class Store:
 
     # Pins, sorted by revision, and the compaction that runs.
     cdef Buffer pins
-    cdef uint32_t holds                         # hashes under way
+    cdef uint32_t holds                         # hashes and long walks under way
     cdef int64_t hold_revision                  # no sweep beyond this one while `holds`
     cdef uint64_t leftovers                     # versions below `finished_revision` that pins kept
     cdef int64_t queued_revision                # the sweep to come that makes a hash, or -1
@@ -153,6 +153,9 @@ cdef class Store:
     cdef int hash_begin(self, HashState *state, int64_t revision) noexcept nogil
     cdef bint hash_step(self, HashState *state, uint64_t budget) noexcept nogil
     cdef void hash_end(self, HashState *state) noexcept nogil
+    # While anybody holds, no sweep begins to a revision newer than the first holder found compacted.
+    cdef void hold(self) noexcept nogil
+    cdef void release_hold(self) noexcept nogil
 
     # -- Figures, O(1).
     cdef int64_t live_keys(self) noexcept nogil

@@ -603,9 +603,7 @@ cdef class Store:
             return ERROR_FUTURE_REVISION
         hash_start(state, revision or self.revision, self.compact_revision)
         self.history.seek(&state.at, 0, 0)
-        if self.holds == 0:
-            self.hold_revision = self.compact_revision
-        self.holds += 1
+        self.hold()
         state.holding = True
         return ERROR_NONE
 
@@ -631,7 +629,17 @@ cdef class Store:
         """Let compactions go on; also for a hash that was given up."""
         if state.holding:
             state.holding = False
-            self.holds -= 1
+            self.release_hold()
+
+    cdef void hold(self) noexcept nogil:
+        """Keep what is stored now of revisions that are not compacted yet."""
+        if self.holds == 0:
+            self.hold_revision = self.compact_revision
+        self.holds += 1
+
+    cdef void release_hold(self) noexcept nogil:
+        """Take one `hold` back."""
+        self.holds -= 1
 
     # -- figures
 

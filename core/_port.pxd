@@ -37,6 +37,8 @@ cdef class Port:
     cdef size_t backlog_at          # the first of them not yet pushed
     cdef dict long_replies          # request id -> LongReply
     cdef bint pushed                # something was committed since the last flush
+    cdef bint follows               # the worker reads the event ring
+    cdef bint wants_previous        # and has a watcher that asked for previous key-values
 
     cdef int reply(self, uint64_t request_id, uint16_t flags, uint16_t error, uint64_t extra,
                    const uint8_t *data, size_t size) except -1

@@ -9,6 +9,14 @@ Request, worker -> core. The payload of a KV request is the protobuf message as 
     METHOD_CANCEL   the asker is gone: drop what is still to be sent; no payload, no answer
     METHOD_PULL     the worker took `credit` more bytes of this long reply: send as many again
     METHOD_ADMIN    `extra` is an Admin call; payload as that call defines it; answered by Python
+    METHOD_WATCH    a CatchUpRequest, then key and range end: what one watcher has missed, from a
+                    revision on. Messages as its stream gets them; then END alone, whose `extra` is
+                    the revision up to which the watcher has everything; or ERROR_COMPACTED with the
+                    compacted revision
+    METHOD_FOLLOW   all events from the revision `extra` on; payload: 1 byte, whether with previous
+                    key-values. Messages are whole records of the event ring; the last one, with
+                    END, is a FollowEnd instead; or ERROR_COMPACTED
+    METHOD_UNFOLLOW this worker reads the event ring no more; no answer
 
 Reply, core -> worker. A reply is one or more messages of the method's response type (one for unary
 calls), each in one or more slices, and one record is one slice. FIRST starts a message and `extra`
@@ -16,7 +24,7 @@ is its whole size; LAST ends it; END ends the call, with `error` 0 or an ErrorId
 no message. Of a long reply the core sends at most REPLY_WINDOW bytes more than the worker pulled.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef enum Method:
@@ -32,6 +40,9 @@ cdef enum Method:
     METHOD_CANCEL = 64
     METHOD_PULL = 65
     METHOD_ADMIN = 66
+    METHOD_WATCH = 67
+    METHOD_FOLLOW = 68
+    METHOD_UNFOLLOW = 69
 
 
 cdef enum ReplyFlag:
@@ -61,3 +72,22 @@ cdef struct Reply:
     uint16_t flags
     uint16_t error          # ErrorId; 0 = none; only with END
     uint32_t reserved       # zero
+
+
+cdef enum WatchFlag:
+    WATCH_NO_PUT = 1
+    WATCH_NO_DELETE = 2
+    WATCH_PREVIOUS = 4
+    WATCH_FRAGMENT = 8
+
+
+cdef struct CatchUpRequest:
+    int64_t watch_id
+    int64_t revision        # of the first event wanted
+    uint32_t flags          # WatchFlag
+    uint32_t key_size       # the rest of the payload is the range's end
+
+
+cdef struct FollowEnd:
+    int64_t revision        # all events up to it were sent
+    uint64_t position       # where in the event ring those after it begin

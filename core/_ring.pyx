@@ -24,23 +24,13 @@ from posix.mman cimport (
 )
 from posix.unistd cimport close, ftruncate, read, write
 
+from quorate.core._atomic cimport (
+    quorate_exchange, quorate_fence, quorate_load, quorate_store,
+)
 from quorate.core._bytes cimport load_le32, store_le32
 
-cdef extern from *:
-    """
-    #include <fcntl.h>
-    #include <sys/eventfd.h>
-    #include <sys/mman.h>
-    #define quorate_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
-    #define quorate_store(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-    #define quorate_exchange(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
-    #define quorate_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-    """
-    uint64_t quorate_load(uint64_t *p) noexcept nogil
-    void quorate_store(uint64_t *p, uint64_t value) noexcept nogil
-    uint32_t quorate_exchange(uint32_t *p, uint32_t value) noexcept nogil
-    void quorate_fence() noexcept nogil
-    int eventfd(unsigned int initial, int flags) nogil
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int initial, int flags)
     int EFD_NONBLOCK, EFD_CLOEXEC
 
 cdef extern from "<fcntl.h>" nogil:

@@ -17,6 +17,7 @@ from typing import TypedDict, Unpack
 
 from ._batch import Batch
 from ._disk import Disk, OsDisk
+from ._eventring import EventRing
 from ._port import Port
 from ._run import Run
 from ._wal import Wal, make_directories
@@ -40,7 +41,13 @@ class LogOptions(TypedDict, total=False):
     ahead: bool
 
 
-def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: Logger) -> Node:
+def open_node(
+    config: Config,
+    ports: list[Port | None],
+    doorbell: int,
+    logger: Logger,
+    event_ring: EventRing | None = None,
+) -> Node:
     """The member of this data directory, elected and with everything committed applied.
 
     Raises Fatal.
@@ -49,7 +56,7 @@ def open_node(config: Config, ports: list[Port | None], doorbell: int, logger: L
     make_directories(disk, config.data_dir)
     make_directories(disk, os.path.join(config.data_dir, "member", "snap"))
     warn_of_permissions(config.data_dir, logger)
-    return start_node(config, disk, ports, doorbell, logger)
+    return start_node(config, disk, ports, doorbell, logger, event_ring)
 
 
 def start_node(
@@ -58,6 +65,7 @@ def start_node(
     ports: list[Port | None],
     doorbell: int,
     logger: Logger,
+    event_ring: EventRing | None = None,
     **options: Unpack[LogOptions],
 ) -> Node:
     """The same on any disk, where the directories exist already. Raises Fatal."""
@@ -68,7 +76,7 @@ def start_node(
     wal, raft = started or bootstrap(config, disk, **options)
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
-    batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops)
+    batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops, event_ring)
     node = Node(state, raft, wal, batch, ports, doorbell, logger)
     elect(node)
     return node

@@ -82,6 +82,7 @@ class Config:
     log_level: str = "info"
     log_format: str = "json"
     warning_unary_request_duration: float = 0.3
+    watch_progress_notify_interval: float = 600.0
     unsafe_no_fsync: bool = False
 
     @property

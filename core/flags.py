@@ -288,7 +288,7 @@ ROWS: dict[str, tuple[tuple[str, Reader, str, str, str], ...]] = {
         ("compact-hash-check-time", SECONDS, "1m0s", LATER, "time between hash checks"),
         ("compaction-batch-limit", INT, "1000", LATER, "revisions in one step of compaction"),
         ("compaction-sleep-interval", SECONDS, "10ms", LATER, "pause between two steps"),
-        ("watch-progress-notify-interval", SECONDS, "10m0s", LATER, "time between progress"),
+        ("watch-progress-notify-interval", SECONDS, "10m0s", USED, "time between progress"),
         ("bootstrap-defrag-threshold-megabytes", UINT, "0", LATER, "defragment at start"),
         ("downgrade-check-time", SECONDS, "5s", LATER, "time between downgrade checks"),
     ),

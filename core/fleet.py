@@ -30,10 +30,16 @@ from typing import Any
 
 import trio
 
+from quorate.core._eventring import EventRing
 from quorate.core._port import Port
 from quorate.core._ring import Doorbell, Ring
 from quorate.core.config import Config
-from quorate.core.limits import GRPC_OVERHEAD_BYTES, RING_BYTES_MIN, WORKER_COUNTERS_MAX
+from quorate.core.limits import (
+    EVENT_RING_BYTES_MIN,
+    GRPC_OVERHEAD_BYTES,
+    RING_BYTES_MIN,
+    WORKER_COUNTERS_MAX,
+)
 from quorate.core.logs import Logger
 
 # After so many workers of a slot in a row that lived shorter than this, the next one waits a while:
@@ -64,6 +70,7 @@ class Inheritance:
     replies: Ring
     bell: Doorbell  # its own
     core_bell: Doorbell
+    event_ring: EventRing  # a worker maps it anew to read, and lets go of this
 
 
 # Runs in the child until the worker is done, with its block of counters; answers the exit code.
@@ -73,6 +80,13 @@ WorkerMain = Callable[[Inheritance, memoryview], int]
 def ring_bytes(request_bytes_max: int) -> int:
     """The capacity of a ring that holds two of the largest requests, a power of two."""
     wanted = max(RING_BYTES_MIN, 2 * (request_bytes_max + GRPC_OVERHEAD_BYTES))
+    return 1 << (wanted - 1).bit_length()
+
+
+def event_ring_bytes(request_bytes_max: int) -> int:
+    """The capacity of the event ring, a power of two; an event may hold two of the largest values.
+    """
+    wanted = max(EVENT_RING_BYTES_MIN, 8 * (request_bytes_max + GRPC_OVERHEAD_BYTES))
     return 1 << (wanted - 1).bit_length()
 
 
@@ -91,6 +105,7 @@ class Fleet:
         self.listeners = listeners
         self.worker_main = worker_main
         self.core_bell = Doorbell()
+        self.event_ring = EventRing(event_ring_bytes(config.max_request_bytes))
         self.ports: list[Port | None] = [None] * config.workers
         self.pids: list[int] = [0] * config.workers
         self.blocks = [counter_block() for _ in range(config.workers)]
@@ -115,6 +130,7 @@ class Fleet:
             replies,
             bell,
             self.core_bell,
+            self.event_ring,
         )
         # Objects that exist now are not touched by the collector again, in either process: their
         # pages stay shared.
@@ -249,7 +265,7 @@ def run_in_thread(worker_main: WorkerMain, inheritance: Inheritance, block: memo
 def inherited_descriptors(inheritance: Inheritance) -> set[int]:
     """The descriptors that a worker keeps."""
     own: list[Any] = [inheritance.requests, inheritance.replies]
-    own += [inheritance.bell, inheritance.core_bell]
+    own += [inheritance.bell, inheritance.core_bell, inheritance.event_ring]
     kept = {0, 1, 2} | {item.fd for item in own}
     kept |= {listener.fileno() for listener in inheritance.listeners}
     return kept | set(inheritance.logger.descriptors)

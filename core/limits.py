@@ -23,6 +23,10 @@ QUOTA_BYTES_RECOMMENDED_MAX = 8 * 1024**3
 # A ring holds at least two of the largest requests; a power of two, being mapped twice in a row.
 RING_BYTES_MIN = 4 * 1024 * 1024
 
+# The event ring, which all workers read: what a worker that does other things for some milliseconds
+# may be behind before it has to ask for what it missed; and several of the largest events.
+EVENT_RING_BYTES_MIN = 16 * 1024 * 1024
+
 # --- log ------------------------------------------------------------------------------------------
 # etcd's WAL segment.
 SEGMENT_BYTES = 64_000_000
@@ -124,6 +128,31 @@ assert REPLY_BYTES_HIGH < REPLY_BYTES_MAX < WORKER_REPLY_BYTES_MAX
 assert CALL_SEND_BYTES_LOW < CALL_SEND_BYTES_HIGH
 # One request always fits, however large the flag lets it be by default.
 assert UNAPPLIED_BYTES_MAX > REQUEST_BYTES_MAX_DEFAULT
+
+# --- watches, of one worker ----------------------------------------------------------------------
+# etcd's default of --watch-progress-notify-interval.
+WATCH_PROGRESS_SECONDS_DEFAULT = 600.0
+# A shorter interval counts as this one, as in etcd.
+WATCH_PROGRESS_SECONDS_MIN = 0.1
+# Watchers of one connection, about 200 bytes each; etcd has no limit.
+WATCHERS_PER_CONNECTION_MAX = 200_000
+# What may wait for a stream, and for a connection, before its watchers are read for by the core
+# instead; the core goes on with a stream when so little waits. One event for all the watchers of a
+# connection must fit.
+WATCH_SEND_BYTES_HIGH = 4 * 1024 * 1024
+WATCH_SEND_BYTES_LOW = 64 * 1024
+WATCH_CONNECTION_BYTES_HIGH = 16 * 1024 * 1024
+# When so much waits for all clients of a worker, a stream gets no more than WATCH_SEND_BYTES_LOW.
+WATCH_WORKER_BYTES_HIGH = 64 * 1024 * 1024
+# Larger messages are made by the core, in slices; a larger revision is not gathered by a worker.
+WATCH_MESSAGE_BYTES_MAX = 256 * 1024
+WATCH_REVISION_BYTES_MAX = 4 * 1024 * 1024
+# Pairs of an event and a range that it concerns, of one revision; 16 bytes each.
+WATCH_NOTES_MAX = 1_048_576
+
+assert WATCH_SEND_BYTES_LOW < WATCH_SEND_BYTES_HIGH < WATCH_CONNECTION_BYTES_HIGH
+assert WATCH_CONNECTION_BYTES_HIGH < REPLY_BYTES_MAX
+assert WATCH_MESSAGE_BYTES_MAX < WATCH_SEND_BYTES_HIGH
 
 # --- counters -------------------------------------------------------------------------------------
 # Counters of one worker in shared memory, 16 KiB: 20 for each method and some of the worker itself.

@@ -47,7 +47,7 @@ def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
     raise_descriptor_limit()
     listeners = open_listeners(config.listen_client_urls)
     fleet = Fleet(config, logger, listeners, worker_main)
-    node = open_node(config, fleet.ports, fleet.core_bell.fd, logger)
+    node = open_node(config, fleet.ports, fleet.core_bell.fd, logger, fleet.event_ring)
     # What lives now lives until the end, and a turn leaves no cycles behind: the collector need not
     # walk it all again and again.
     gc.collect()

@@ -7,6 +7,7 @@ Synchronous; the world is its arguments. A turn, from the requests in the rings 
     store      what raft wants stored is appended; a sync begins unless one runs        (_wal)
     apply      what raft says is committed is applied, and those who wait are answered  (_apply)
     serve      reads whose index is applied are answered                                (_batch)
+    publish    what was written is told to those who watch                              (_events)
     tidy       a step of compaction, one of a long reply, and the replies go out        (_port)
 
 Rules:
@@ -106,6 +107,7 @@ class Node:
             self._ask_index()
         only_writes = run is not None and run.count == batch.taken and not more
         self.work(alone=only_writes and self.wal.last_sync_seconds <= QUICK_SYNC_SECONDS)
+        batch.events.publish()
         if self.applier.compact_step(COMPACT_STEP):
             more = True
         for each in self.ports:
@@ -212,6 +214,7 @@ class Node:
     def _note(self, state: SoftState) -> None:
         """Somebody leads, or nobody does any more."""
         self.applier.set_term(self.raft.term)
+        self.batch.events.ring.identify(self.wal.cluster_id, self.wal.node_id, self.raft.term)
         role = state.role.name.lower()
         self.logger.info("raft role", role=role, leader=f"{state.leader:x}", term=self.raft.term)
 

@@ -12,11 +12,13 @@ from quorate.frontends._nghttp2 cimport nghttp2_rcbuf
 cdef enum TimerKind:
     TIMER_CALL = 0
     TIMER_CLIENT = 1        # the transport's own
+    TIMER_WATCH = 2         # progress notifications of a WatchStream
 
 cdef enum RouteKind:
     ROUTE_HOT = 1           # the core answers
     ROUTE_SERVED = 2        # Python answers
     ROUTE_ABSENT = 3        # etcd has it, we do not yet
+    ROUTE_WATCH = 4         # the worker itself answers, with what the core tells all workers
 
 cdef enum CallFlag:
     CALL_HALF_CLOSED = 1    # the client sent END_STREAM
@@ -35,6 +37,7 @@ cdef enum CallFlag:
     CALL_BAD_TIMEOUT = 16384
     CALL_PLAIN_TYPE = 32768         # answer with content-type application/grpc, whatever was asked
     CALL_COUNTED = 131072           # in the counters of its hot path
+    CALL_FOLLOWS = 262144           # our own question to the core for all events
     CALL_LISTED = 65536             # in the list of calls that owe the ring something
 
 cdef enum Owed:
@@ -81,6 +84,7 @@ cdef struct Peer:
     Route *route            # what it means
     size_t partial_bytes    # of messages that are not whole yet
     size_t reply_bytes      # of replies that are not framed yet
+    uint32_t watchers
     Peer *next_dirty
     bint is_dirty           # has something to send
 
@@ -113,12 +117,15 @@ cdef struct Call:
     size_t reply_at         # where in `reply` the unsent bytes begin
     size_t unconsumed       # received bytes that the stream's window has not got back
     size_t partial          # of `message`, as counted for the limits
-    uint64_t admin_call     # of an ask
+    uint64_t extra          # of the request to the core
+    void *watch             # WatchStream of a Watch that has had watchers
+    Buffer *owed            # the request that is owed, if it is not `message`
     Buffer message          # the message that is coming in, or an owed request
     Buffer reply            # what is to be sent as DATA
     int32_t stream_id
     uint32_t flags          # CallFlag
     uint32_t owes           # Owed
+    uint32_t method         # of the request to the core
     uint32_t message_size   # of the message that is coming in, without its prefix
     uint32_t prefix_size    # bytes of `prefix` that are in
     uint32_t encoding

@@ -219,15 +219,13 @@ cdef class Calls:
 
     cdef bint _pay(self, Call *call) noexcept nogil:
         """Push what the call owes; False when the ring is full again."""
+        cdef Buffer *request = call.owed if call.owed != NULL else &call.message
         if call.owes & OWES_REQUEST:
-            if not self._push(
-                    call, METHOD_ADMIN if call.flags & CALL_ASK else call.route.method,
-                    call.admin_call,
-                    call.message.data, call.message.size):
+            if not self._push(call, call.method, call.extra, request.data, request.size):
                 return False
             call.owes &= ~<uint32_t>OWES_REQUEST
-            call.message.size = 0
-            if call.peer != NULL:
+            request.size = 0
+            if call.peer != NULL and call.owed == NULL:
                 self._set_partial(call, 0)
         if call.owes & OWES_PULL:
             if not self._push(call, METHOD_PULL, <uint64_t>call.taken, NULL, 0):
@@ -260,7 +258,8 @@ cdef class Calls:
         call.flags &= ~<uint32_t>CALL_ASKED
         if call.owes & OWES_REQUEST:
             self._forgive(call)
-            call.message.size = 0
+            if call.owed == NULL:
+                call.message.size = 0
             return
         call.owes &= ~<uint32_t>OWES_PULL
         self._owe(call, OWES_CANCEL)
@@ -280,7 +279,8 @@ cdef class Calls:
         if call == NULL:
             raise MemoryError(f"{self.calls_live} calls are alive: no room for a question")
         call.flags = CALL_ASK | CALL_ASKED | CALL_DEAF
-        call.admin_call = admin_call
+        call.method = METHOD_ADMIN
+        call.extra = admin_call
         buffer_append(&call.message, data, len(payload))
         self._owe(call, OWES_REQUEST)
         return call.id

@@ -7,10 +7,10 @@ from quorate.frontends._calls cimport *
 from quorate.frontends._http2 cimport Http2Config
 from quorate.frontends._kv cimport CheckLimits
 from quorate.frontends._nghttp2 cimport nghttp2_rcbuf
-from quorate.frontends._replies cimport *
+from quorate.frontends._watches cimport *
 
 
-cdef class Grpc(Replies):
+cdef class Grpc(Watches):
     cdef Http2Config config
     cdef CheckLimits check_limits
     cdef readonly bint echo     # answer every hot call at once, for the bench
@@ -24,6 +24,7 @@ cdef class Grpc(Replies):
     cdef void feed_peer(self, Peer *peer, const uint8_t *data, size_t size) noexcept nogil
     cdef size_t drain_peer(self, Peer *peer, uint8_t *out, size_t room) noexcept nogil
     cdef void close_peer(self, Peer *peer) noexcept nogil
+    cdef void end_watches(self, Peer *peer) noexcept nogil
 
     # A call's head.
     cdef Call *_begin(self, Peer *peer, int32_t stream_id) noexcept nogil

@@ -1,16 +1,19 @@
 from collections.abc import Iterable
 from typing import Any
 
+from quorate.core._eventring import EventReader
 from quorate.core._ring import Ring
-from quorate.frontends._replies import Replies
+from quorate.frontends._watches import Watches
 
-class Grpc(Replies):
+class Grpc(Watches):
     echo: bool
     def __init__(
         self,
         *,
         requests: Ring | None = None,
         replies: Ring | None = None,
+        events: EventReader | None = None,
+        watch_progress_interval: float = ...,
         served: Iterable[str] = (),
         request_bytes_max: int = ...,
         txn_ops_max: int = ...,

@@ -7,13 +7,13 @@ Rules:
 """
 
 import cython
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
 from quorate.core import limits
 from quorate.core._bytes cimport buffer_append, load_be32
-from quorate.core._errors cimport ERROR_DEADLINE_EXCEEDED, ERROR_NOT_IMPLEMENTED
+from quorate.core._errors cimport ERROR_DEADLINE_EXCEEDED, ERROR_NOT_IMPLEMENTED, ERROR_STOPPED
 from quorate.frontends import services, status
 from quorate.frontends._deadlines cimport wheel_pop, wheel_set
 from quorate.frontends._http2 cimport (
@@ -94,7 +94,7 @@ cdef size_t _on_trailers(Grpc grpc, Call *call, nghttp2_nv *pairs) noexcept nogi
 
 
 @cython.no_gc_clear
-cdef class Grpc(Replies):
+cdef class Grpc(Watches):
     """The calls of all connections of one worker."""
 
     def __cinit__(
@@ -123,6 +123,8 @@ cdef class Grpc(Replies):
             if path in services.HOT:
                 hot = services.HOT[path]
                 self._add_route(path, ROUTE_HOT, hot.method, hot.timed)
+            elif path == services.WATCH and self.reader is not None:
+                self._add_route(path, ROUTE_WATCH, 0, False)
             elif path not in served:
                 self._add_route(path, ROUTE_ABSENT, 0, False)
         for path in served:
@@ -184,6 +186,14 @@ cdef class Grpc(Replies):
             nghttp2_rcbuf_decref(peer.path)
             peer.path = NULL
         http2_close(&peer.http2)
+
+    cdef void end_watches(self, Peer *peer) noexcept nogil:
+        """The server stops: a Watch would not end by itself."""
+        cdef Call *call = peer.calls
+        while call != NULL:
+            if call.route != NULL and call.route.kind == ROUTE_WATCH:
+                self._end(call, ERROR_STOPPED)
+            call = call.next
 
     # --- a call's head ---------------------------------------------------------------------------
 
@@ -293,7 +303,7 @@ cdef class Grpc(Replies):
             self._end(call, ERROR_NOT_IMPLEMENTED)
         elif call.encoding == ENCODING_UNKNOWN:
             self._refuse(call, 200, 12, REFUSE_ENCODING, &details_of(call).encoding)
-        elif call.route.kind == ROUTE_HOT:
+        elif call.route.kind == ROUTE_HOT or call.route.kind == ROUTE_WATCH:
             self._accept_hot(call)
         elif call.route.client_streams:
             self._announce(call)
@@ -409,6 +419,10 @@ cdef class Grpc(Replies):
             else:
                 self._ask(call, data, size)
             return
+        if call.route.kind == ROUTE_WATCH:
+            call.route.counts[COUNT_RECEIVED] += 1
+            self._take_watch_request(call, data, size)
+            return
         if not call.flags & CALL_ANNOUNCED:
             self._announce(call)
         if not call.route.client_streams:
@@ -428,7 +442,8 @@ cdef class Grpc(Replies):
             call.flags |= CALL_TIMEOUT_IS_OURS
             wheel_set(self.wheel, &call.timer, limit)
         call.flags |= CALL_ASKED
-        if self.owing == NULL and self._push(call, call.route.method, 0, data, size):
+        call.method = call.route.method
+        if self.owing == NULL and self._push(call, call.method, 0, data, size):
             call.message.size = 0
             self._set_partial(call, 0)
             return
@@ -443,6 +458,8 @@ cdef class Grpc(Replies):
         if call.flags & CALL_ENDED or call.route == NULL:
             return
         cdef bint is_between = call.prefix_size < PREFIX_SIZE
+        if call.route.kind == ROUTE_WATCH and is_between:
+            return      # a Watch goes on without its client's further requests
         if call.flags & CALL_ANNOUNCED and (call.flags & CALL_DEAF or is_between):
             self._tell(EVENT_HALF_CLOSED, call.id)
         elif not call.flags & CALL_DEAF:
@@ -461,7 +478,7 @@ cdef class Grpc(Replies):
         for slot in range(ROUTES):
             route = self.routes[slot]
             while route != NULL:
-                if route.kind == ROUTE_HOT:
+                if route.kind == ROUTE_HOT or route.kind == ROUTE_WATCH:
                     result[route.path.decode()] = list(route.counts)
                 route = route.next
         return result
@@ -472,14 +489,19 @@ cdef class Grpc(Replies):
         self.set_now(now)
         timer = wheel_pop(self.wheel, now)
         while timer != NULL:
-            self.expire_call(<Call *>timer.owner)
+            if timer.kind == TIMER_WATCH:
+                self.notify_progress(<WatchStream *>timer.owner)
+            else:
+                self.expire_call(<Call *>timer.owner)
             timer = wheel_pop(self.wheel, now)
 
     def deliver(self):
         """Publish requests and take replies once; for connections without a pump."""
+        cdef uint64_t head = self.watched_head()
         self.publish()
         if self.replies is not None:
             self.take_replies(0xffffffff)
+        self.take_watched(head)
         self.pay_owed()
         self.publish()
 

@@ -51,6 +51,14 @@ cdef class Replies(Calls):
     cdef size_t _read(self, Call *call, uint8_t *out, size_t room, bint *end) noexcept nogil
     cdef bint _is_over_bytes(self, Call *call, size_t more) noexcept nogil
 
+    # What only a Watch has; see `_watches.pyx`.
+    cdef void _take_catch_up(
+        self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil
+    cdef void _take_follow(
+        self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil
+    cdef void _drained(self, Call *call) noexcept nogil
+    cdef void _forget_watches(self, Call *call) noexcept nogil
+
     # The end.
     cdef void _refuse(
         self, Call *call, uint32_t http_status, uint32_t code, Refusal why,

@@ -15,7 +15,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, strlen
 
 from quorate.core import limits
-from quorate.core._bytes cimport buffer_append, store_be32
+from quorate.core._bytes cimport buffer_append, buffer_free, store_be32
 from quorate.core._errors cimport ERROR_DEADLINE_EXCEEDED, ERROR_LIST_ABANDONED, ERROR_TIMEOUT
 from quorate.core._record cimport REPLY_END, REPLY_FIRST, REPLY_LAST, REPLY_WINDOW
 from quorate.frontends import status
@@ -29,11 +29,14 @@ from quorate.frontends._nghttp2 cimport NGHTTP2_ENHANCE_YOUR_CALM
 cdef enum:
     ERRORS_MAX = 256
     PREFIX_SIZE = 5
+    # What a call keeps of its memory when all was sent.
+    REPLY_KEPT_MAX = 4096
 
 cdef size_t REPLY_MAX = limits.REPLY_BYTES_MAX
 cdef size_t WORKER_REPLY_MAX = limits.WORKER_REPLY_BYTES_MAX
 cdef size_t SEND_HIGH = limits.CALL_SEND_BYTES_HIGH
 cdef size_t SEND_LOW = limits.CALL_SEND_BYTES_LOW
+cdef size_t WATCH_LOW = limits.WATCH_SEND_BYTES_LOW
 
 
 @cython.no_gc_clear
@@ -105,6 +108,12 @@ cdef class Replies(Calls):
             return
         if call.flags & CALL_ASK:
             self._take_answer(call, reply, data, size)
+            return
+        if call.flags & CALL_FOLLOWS:
+            self._take_follow(call, reply, data, size)
+            return
+        if call.watch != NULL:
+            self._take_catch_up(call, reply, data, size)
             return
         if reply.flags & REPLY_END:
             call.flags &= ~<uint32_t>CALL_ASKED
@@ -223,9 +232,13 @@ cdef class Replies(Calls):
         if call.flags & CALL_PATIENCE and call.reply.size - call.reply_at <= SEND_LOW:
             call.flags &= ~<uint32_t>CALL_PATIENCE
             self._tell(EVENT_DRAINED, call.id)
+        if call.watch != NULL and call.reply.size - call.reply_at <= WATCH_LOW:
+            self._drained(call)
         if call.reply_at < call.reply.size:
             return size
         call.reply.size = call.reply_at = 0
+        if call.reply.capacity > REPLY_KEPT_MAX:
+            buffer_free(&call.reply)
         if call.flags & CALL_ENDED:
             end[0] = True
         elif size == 0:
@@ -238,6 +251,20 @@ cdef class Replies(Calls):
         if held > REPLY_MAX:
             return True
         return self.reply_bytes + more > WORKER_REPLY_MAX and held > REPLY_MAX // 32
+
+    cdef void _take_catch_up(
+            self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil:
+        """A piece of what the core has read for a watcher."""
+
+    cdef void _take_follow(
+            self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil:
+        """A piece of what the event ring does not have."""
+
+    cdef void _drained(self, Call *call) noexcept nogil:
+        """Nearly all that waited for the client of a Watch is gone."""
+
+    cdef void _forget_watches(self, Call *call) noexcept nogil:
+        """A Watch is over."""
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -293,6 +320,8 @@ cdef class Replies(Calls):
             return
         call.flags |= CALL_ENDED | CALL_DEAF
         call.error = error
+        if call.watch != NULL:
+            self._forget_watches(call)
         if call.flags & CALL_COUNTED:
             call.route.counts[COUNT_HANDLED + (call.code or self.lines[error].code)] += 1
         wheel_clear(self.wheel, &call.timer)
@@ -303,6 +332,8 @@ cdef class Replies(Calls):
         """End a call that takes too much or has a broken reply: by status if nothing was sent."""
         self._cancel(call)
         self._drop_reply(call)
+        if call.watch != NULL:
+            self._forget_watches(call)
         if not call.flags & CALL_ENDED and call.flags & CALL_ANNOUNCED:
             self._tell(EVENT_RESET, call.id)
         if not call.flags & (CALL_BEGUN | CALL_ENDED):
@@ -366,6 +397,8 @@ cdef class Replies(Calls):
         cdef Peer *peer = call.peer
         if call.flags & CALL_ANNOUNCED and not call.flags & CALL_ENDED:
             self._tell(EVENT_RESET, call.id)
+        if call.watch != NULL:
+            self._forget_watches(call)
         if call.flags & CALL_ASKED:
             self.calls_canceled += 1
             self._cancel(call)

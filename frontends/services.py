@@ -2,7 +2,7 @@
 
 Rules:
 1. A hot path is answered by the core through `_grpc.pyx`, without Python. Every other path that a
-   worker serves is answered by a Python handler; what nobody serves is Unimplemented, in etcd's or
+   worker serves is answered by a Python handler, and Watch by `_watches.pyx`; what nobody serves is Unimplemented, in etcd's or
    grpc-go's words.
 2. `method` is a Method of core/_record.pxd; a `timed` call ends after etcd's own request timeout.
 """
@@ -32,10 +32,13 @@ HOT: dict[str, Hot] = {
     "/etcdserverpb.Maintenance/Hash": Hot(8, False),
 }
 
+# Answered by the worker itself, with what the core tells all workers.
+WATCH = "/etcdserverpb.Watch/Watch"
+
 
 def client_streams(path: str) -> bool:
     """Whether a client may send more than one message on a call of this path."""
     return METHODS.get(path) == BIDI_STREAM
 
 
-assert HOT.keys() <= METHODS.keys()
+assert HOT.keys() | {WATCH} <= METHODS.keys()

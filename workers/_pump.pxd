@@ -61,6 +61,7 @@ cdef class Pump(Grpc):
 
     cdef void _turn(self, int linger) noexcept nogil
     cdef bint _round(self, int milliseconds) noexcept nogil
+    cdef bint _has_input(self) noexcept nogil
     cdef bint _linger(self, int milliseconds) noexcept nogil
     cdef void _await_room(self) noexcept nogil
     cdef void _wake(self) noexcept nogil

@@ -16,7 +16,7 @@ Rules:
 
 import cython
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -28,8 +28,9 @@ from quorate.core import limits
 from quorate.core._bytes cimport buffer_append, buffer_free
 from quorate.core._ring cimport Doorbell
 from quorate.frontends._deadlines cimport Timer, wheel_clear, wheel_next, wheel_pop, wheel_set
-from quorate.frontends._calls cimport EVENT_HTTP1, TIMER_CLIENT, Call, Event, Peer
+from quorate.frontends._calls cimport EVENT_HTTP1, TIMER_CLIENT, TIMER_WATCH, Call, Event, Peer
 from quorate.frontends._grpc cimport Grpc
+from quorate.frontends._watchindex cimport WatchStream
 from quorate.frontends._http2 cimport (
     FRAME_ROOM, PREFACE_SIZE, http2_finished, http2_queued, http2_shut_down, http2_tick,
 )
@@ -187,6 +188,7 @@ cdef class Pump(Grpc):
         self.is_draining = True
         while client != NULL:
             if client.is_open:
+                self.end_watches(&client.peer)
                 http2_shut_down(&client.peer.http2)
                 self.mark_dirty(&client.peer)
             else:
@@ -263,7 +265,7 @@ cdef class Pump(Grpc):
                 break
         self.bell.announce_sleep()
         self.is_asleep = True
-        if self.dirty != NULL or (self.replies is not None and not self.replies.empty()):
+        if self.dirty != NULL or self._has_input():
             # There is more to do at once: make `fd` readable.
             self.bell.ring()
 
@@ -271,6 +273,7 @@ cdef class Pump(Grpc):
         """Everything once; False when nothing moved."""
         cdef epoll_event events[EVENTS_PER_ROUND]
         cdef int count, i
+        cdef uint64_t head
         cdef bint moved = self.dirty != NULL
         self.rounds += 1
         count = epoll_wait(self.fd, events, EVENTS_PER_ROUND, milliseconds)
@@ -280,7 +283,10 @@ cdef class Pump(Grpc):
         for i in range(count):
             if self._take_events_of(<Source *>events[i].data.ptr, events[i].events):
                 moved = True
+        head = self.watched_head()
         if self.replies is not None and self.take_replies(REPLIES_PER_ROUND):
+            moved = True
+        if self.take_watched(head):
             moved = True
         self._check_timers()
         self._flush_all()
@@ -288,12 +294,16 @@ cdef class Pump(Grpc):
             self.core_bell.ring()
         return moved
 
+    cdef bint _has_input(self) noexcept nogil:
+        """Whether the core has published something that was not taken yet."""
+        return (self.replies is not None and not self.replies.empty()) or self.has_watched()
+
     cdef bint _linger(self, int milliseconds) noexcept nogil:
         """Wait a little for more; True when something came."""
         cdef bint moved = True
         self.bell.announce_sleep()
         self.is_asleep = True
-        if self.replies is None or self.replies.empty():
+        if not self._has_input():
             moved = self._round(milliseconds)
         self._wake()
         return moved
@@ -305,7 +315,7 @@ cdef class Pump(Grpc):
         waiting.events = POLLIN
         self.bell.announce_sleep()
         self.is_asleep = True
-        if self.replies is None or self.replies.empty():
+        if not self._has_input():
             poll(&waiting, 1, 1)
         self._wake()
 
@@ -523,6 +533,8 @@ cdef class Pump(Grpc):
         while timer != NULL:
             if timer.kind == TIMER_CLIENT:
                 self._check_client(<Client *>timer.owner)
+            elif timer.kind == TIMER_WATCH:
+                self.notify_progress(<WatchStream *>timer.owner)
             else:
                 self.expire_call(<Call *>timer.owner)
             timer = wheel_pop(self.wheel, self.now)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import trio
 from grpclib.const import Handler
 
+from quorate.core._eventring import EventReader, EventRing
 from quorate.core._ring import Doorbell, Ring
 from quorate.core.config import Config
 from quorate.core.errors import Fatal
@@ -30,6 +31,7 @@ from quorate.core.limits import (
     GONE_CONNECTIONS_MAX,
     LINGER_SECONDS,
     REQUEST_SECONDS_DEFAULT,
+    WATCH_PROGRESS_SECONDS_MIN,
 )
 from quorate.core.logs import Logger
 from quorate.frontends.counters import METHOD_FIELDS, Counters, pack
@@ -303,6 +305,10 @@ class Inheritance(Protocol):
     def core_bell(self) -> Doorbell:
         """Rung for the core."""
 
+    @property
+    def event_ring(self) -> EventRing:
+        """What all workers are told."""
+
 
 def worker_main(inheritance: Inheritance, block: memoryview) -> int:
     """Be a worker until the core says DRAIN; the answer is the exit code.
@@ -329,6 +335,10 @@ def make_pump(inheritance: Inheritance) -> Pump:
         core_bell=inheritance.core_bell,
         requests=inheritance.requests,
         replies=inheritance.replies,
+        events=EventReader(inheritance.event_ring),
+        watch_progress_interval=max(
+            WATCH_PROGRESS_SECONDS_MIN, config.watch_progress_notify_interval
+        ),
         served=SERVED,
         request_bytes_max=config.max_request_bytes,
         txn_ops_max=config.max_txn_ops,
@@ -340,4 +350,5 @@ def make_pump(inheritance: Inheritance) -> Pump:
         echo=os.environ.get("QUORATE_ECHO") == "1",
         request_timeout=REQUEST_SECONDS_DEFAULT + 2 * (config.election_timeout / 1000 - 1.0),
     )
+    inheritance.event_ring.unmap()
     return pump

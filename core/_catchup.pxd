@@ -1,0 +1,59 @@
+# cython: language_level=3
+"""What one watcher has missed, read off the history as finished WatchResponses."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from quorate.core._bytes cimport Buffer
+from quorate.core._history cimport HistoryCursor
+from quorate.core._mvcc cimport Store
+from quorate.core._port cimport LongReply, Port
+from quorate.core._record cimport CatchUpRequest
+from quorate.core._reply cimport Header
+from quorate.core._version cimport Version
+
+
+cdef struct Place:
+    # Where a walk is: in the history, or on the chain of one key's versions.
+    HistoryCursor cursor
+    Version *version
+
+
+cdef class CatchUp(LongReply):
+    cdef Store store
+    cdef Header header
+    cdef size_t fragment_bytes_max
+    cdef CatchUpRequest asked
+    cdef Buffer range               # key, then range end
+    cdef bint by_chain              # the key's own versions are walked, not all
+    cdef bint holding               # compaction waits
+    # What is measured for the message under way.
+    cdef Place start
+    cdef Place at
+    cdef int64_t measured           # revision that the walk is in, or 0
+    cdef int64_t through            # all before and of this revision is measured
+    cdef size_t events
+    cdef size_t events_size
+    cdef bint is_fragment           # more of the revision follows in another message
+    # What is sent of it.
+    cdef bint sending
+    cdef bint is_lost               # compaction took what was measured
+    cdef Place next
+    cdef size_t events_left
+    cdef size_t message_size
+    cdef size_t message_left
+    cdef Buffer out
+    cdef size_t out_at
+
+    cdef bint _by_chain(self) noexcept
+    cdef Version *_walk(self, Place *place) noexcept
+    cdef bint _matches(self, const Version *version) noexcept
+    cdef size_t _size(self, const Version *version) noexcept
+    cdef bint _measure(self) except -1
+    cdef int _begin(self) except -1
+    cdef bint _send(self, Port port) except -1
+    cdef bint _fill(self) except -1
+
+
+cdef CatchUp catch_up(
+    Store store, const Header *header, size_t fragment_bytes_max, uint64_t request_id,
+    const CatchUpRequest *asked, const unsigned char *range, size_t range_size)

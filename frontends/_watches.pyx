@@ -1,0 +1,903 @@
+"""Watch streams of one worker: requests in; created, canceled, progress and events out.
+
+Rules:
+1. A live watcher gets events from the event ring as the core publishes them. Events are encoded by
+   the core; here they are matched once per subject, gathered into one block, and copied behind a
+   head of some bytes for each watcher.
+2. A watcher is its next revision. One that starts in the past, whose stream does not take what it
+   is sent, or that an enormous revision concerns, is not live: the core reads on for it
+   (METHOD_WATCH), one message at a time and only when its stream has room. It is live again when it
+   has come to where this worker is. So a slow client costs SEND_HIGH bytes and a request.
+3. Between events, replies and requests the order is: the ring's head is read first, then replies
+   are taken, then events up to that head. The core makes events visible before the replies of the
+   same turn. So when the core says that a watcher has everything up to a revision, this worker is
+   not beyond it, and live watchers skip what is below their next revision: no gap, no repeat.
+4. Whole revisions are delivered, or none. `created` is queued before its watcher exists.
+5. A worker that the ring has overrun, or that begins to watch, asks the core for all events
+   (METHOD_FOLLOW) and goes on in the ring where that ends.
+6. A progress request is answered when all events that were published when it came are delivered,
+   if all watchers of its stream are live then; otherwise it is dropped, as in etcd.
+"""
+
+import cython
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memmove, memset, strlen
+
+from quorate.core import limits
+from quorate.core._bytes cimport (
+    Buffer, buffer_append, buffer_free, buffer_reserve, store_be32,
+)
+from quorate.core._errors cimport ERROR_COMPACTED, ERROR_MALFORMED
+from quorate.core._eventring cimport (
+    EVENT_DELETE, EVENT_HAS_PREVIOUS, EVENT_LAST, EventReader, EventRecord,
+)
+from quorate.core._protobuf cimport (
+    WIRE_BYTES, WIRE_VARINT, Reader, Span, read_bytes, read_tag, read_varint, skip_field,
+    varint_size, write_varint,
+)
+from quorate.core._record cimport (
+    METHOD_FOLLOW, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_END, REPLY_FIRST, REPLY_LAST,
+    REPLY_WINDOW, WATCH_FRAGMENT, WATCH_NO_DELETE, WATCH_NO_PUT, WATCH_PREVIOUS, CatchUpRequest,
+    FollowEnd,
+)
+from quorate.frontends._deadlines cimport wheel_clear, wheel_set
+from quorate.frontends._watchindex cimport (
+    WATCHER_CANCELED, WATCHER_LIVE, WATCHER_NOTIFIES, WATCHER_TOLD, Subject, Watcher, WatchIndex,
+    WatchStream, subject_key,
+)
+
+cdef enum:
+    RESPONSE_CREATED = 1
+    RESPONSE_CANCELED = 2
+    # Tag, size, four numbers; the watch id; and what else is a number.
+    HEAD_BYTES_MAX = 96
+    TAG_EVENTS = 90
+    # Copied out of the ring at once, and delivered together.
+    BATCH_BYTES = 262144
+
+cdef size_t SEND_HIGH = limits.WATCH_SEND_BYTES_HIGH
+cdef size_t SEND_LOW = limits.WATCH_SEND_BYTES_LOW
+cdef size_t PEER_HIGH = limits.WATCH_CONNECTION_BYTES_HIGH
+cdef size_t WORKER_HIGH = limits.WATCH_WORKER_BYTES_HIGH
+cdef size_t REVISION_MAX = limits.WATCH_REVISION_BYTES_MAX
+cdef size_t NOTES_MAX = limits.WATCH_NOTES_MAX
+cdef size_t NOTES_SOFT = limits.WATCH_NOTES_MAX // 16
+cdef size_t MESSAGE_MAX = limits.WATCH_MESSAGE_BYTES_MAX
+cdef uint32_t WATCHERS_MAX = limits.WATCHERS_PER_CONNECTION_MAX
+
+cdef const char *COMPACTED = b"etcdserver: mvcc: required revision has been compacted"
+cdef const char *EMPTY_RANGE = b"mvcc: watcher range is empty"
+cdef const char *DUPLICATE_ID = b"mvcc: duplicate watch ID provided on the WatchStream"
+cdef bytes TOO_MANY_TEXT = (
+    f"etcdserver: too many watchers on this connection (at most {WATCHERS_MAX})".encode())
+cdef const char *TOO_MANY = TOO_MANY_TEXT
+
+
+@cython.no_gc_clear
+cdef class Watches(Replies):
+    """The watch streams of all connections of one worker."""
+
+    def __cinit__(
+            self, *, EventReader events=None,
+            double watch_progress_interval=limits.WATCH_PROGRESS_SECONDS_DEFAULT, **_):
+        """`events` is the ring of all events; without it Watch is not served."""
+        self.reader = events
+        self.index = WatchIndex()
+        self.progress_interval = <int64_t>(watch_progress_interval * 1e9)
+
+    def __dealloc__(self):
+        buffer_free(&self.records)
+        buffer_free(&self.found)
+        buffer_free(&self.notes)
+        buffer_free(&self.touched)
+        buffer_free(&self.block)
+
+    # --- what clients ask ------------------------------------------------------------------------
+
+    cdef void _take_watch_request(
+            self, Call *call, const uint8_t *data, size_t size) noexcept nogil:
+        """A WatchRequest: of its oneof the last one counts."""
+        cdef Reader reader
+        cdef Span body
+        cdef WatchCreate create
+        cdef int64_t watch_id = 0
+        cdef uint32_t field
+        cdef uint32_t which = 0
+        cdef int wire
+        cdef bint is_good = True
+        reader.at = data
+        reader.end = data + size
+        while is_good and reader.at < reader.end:
+            is_good = read_tag(&reader, &field, &wire)
+            if is_good and wire == WIRE_BYTES and 1 <= field <= 3:
+                is_good = read_bytes(&reader, &body)
+                # The same message twice is merged, another one replaces it.
+                if is_good and field == 1:
+                    is_good = _decode_create(&body, &create, which != 1)
+                elif is_good and field == 2:
+                    is_good = _decode_cancel(&body, &watch_id, which != 2)
+                elif is_good:
+                    is_good = _is_well_formed(&body)
+                which = field
+            elif is_good:
+                is_good = skip_field(&reader, field, wire)
+        if not is_good:
+            self._end(call, ERROR_MALFORMED)
+        elif which == 1:
+            self._create(call, &create)
+        elif which == 2:
+            self._cancel_watcher(call, watch_id)
+        elif which == 3:
+            self._ask_progress(call)
+
+    cdef WatchStream *_stream_of(self, Call *call) noexcept nogil:
+        """The call's stream, made when first asked for; NULL without memory."""
+        cdef WatchStream *stream = <WatchStream *>call.watch
+        if stream == NULL:
+            stream = <WatchStream *>calloc(1, sizeof(WatchStream))
+            if stream != NULL:
+                stream.call = call
+                stream.timer.owner = stream
+                stream.timer.kind = TIMER_WATCH
+                call.watch = stream
+                call.owed = &stream.request
+                call.method = METHOD_WATCH
+                self.stream_count += 1
+        return stream
+
+    cdef void _create(self, Call *call, WatchCreate *asked) noexcept nogil:
+        cdef WatchStream *stream = self._stream_of(call)
+        cdef Watcher *watcher
+        cdef int64_t revision = self.reader.revision()
+        cdef int64_t watch_id
+        cdef const char *reason = NULL
+        if stream == NULL:
+            self._cut(call)
+            return
+        if asked.key.size == 0:
+            # The smallest key.
+            asked.key.data = <const uint8_t *>b"\0"
+            asked.key.size = 1
+        watch_id = asked.id
+        if asked.start_revision < 0:
+            reason = COMPACTED
+        elif _is_empty(&asked.key, &asked.end):
+            reason = EMPTY_RANGE
+        elif watch_id and self.index.find(stream, watch_id) != NULL:
+            reason = DUPLICATE_ID
+        elif call.peer.watchers >= WATCHERS_MAX:
+            reason = TOO_MANY
+        if reason != NULL:
+            self._respond(call, revision, -1, RESPONSE_CREATED | RESPONSE_CANCELED, 0, reason)
+            return
+        if watch_id == 0:
+            watch_id = self._choose_id(stream)
+        if not self._respond(call, revision, watch_id, RESPONSE_CREATED, 0, NULL):
+            return
+        watcher = self.index.add(
+            stream, watch_id, asked.key.data, asked.key.size, asked.end.data, asked.end.size,
+            asked.flags)
+        if watcher == NULL:
+            self._cut(call)
+            return
+        call.peer.watchers += 1
+        stream.latest_start = max(stream.latest_start, asked.start_revision)
+        if asked.notifies:
+            watcher.flags |= WATCHER_NOTIFIES
+            if not stream.timer.is_set:
+                self._set_notification(stream)
+        if not self.follows and self.follow_id == 0:
+            self.seen = revision
+            self._follow(revision + 1)
+        if 0 < asked.start_revision <= revision:
+            self.behind_count += 1
+            self._fall_behind(watcher, asked.start_revision)
+        else:
+            watcher.revision = max(revision + 1, asked.start_revision)
+            watcher.flags |= WATCHER_LIVE
+            stream.live_count += 1
+
+    cdef int64_t _choose_id(self, WatchStream *stream) noexcept nogil:
+        """The next id from 0 up that is free."""
+        while self.index.find(stream, stream.next_id) != NULL:
+            stream.next_id += 1
+        stream.next_id += 1
+        return stream.next_id - 1
+
+    cdef void _cancel_watcher(self, Call *call, int64_t watch_id) noexcept nogil:
+        """End a watcher; of an id that is not there nothing is said."""
+        cdef WatchStream *stream = <WatchStream *>call.watch
+        cdef Watcher *watcher = NULL
+        if stream != NULL:
+            watcher = self.index.find(stream, watch_id)
+        if watcher == NULL or watcher.flags & WATCHER_CANCELED:
+            return
+        if stream.asked == watcher:
+            # The core's answer is under way; what it says comes before the end.
+            watcher.flags |= WATCHER_CANCELED
+            return
+        self._remove(watcher)
+        self._respond(call, self.reader.revision(), watch_id, RESPONSE_CANCELED, 0, NULL)
+
+    cdef void _ask_progress(self, Call *call) noexcept nogil:
+        cdef WatchStream *stream = <WatchStream *>call.watch
+        if stream == NULL or stream.watcher_count == 0:
+            return
+        if stream.progress == 0:
+            stream.next_waiting = self.waiting
+            self.waiting = stream
+        stream.progress = self.reader.revision()
+
+    cdef bint _respond(
+            self, Call *call, int64_t revision, int64_t watch_id, uint32_t what,
+            int64_t compact_revision, const char *reason) noexcept nogil:
+        """Send a WatchResponse without events; False when the call is over because of it."""
+        cdef uint8_t[HEAD_BYTES_MAX + 128] message
+        cdef uint8_t *at = self._write_head(message, revision, watch_id)
+        cdef size_t size
+        if what & RESPONSE_CREATED:
+            at[0] = 24
+            at[1] = 1
+            at += 2
+        if what & RESPONSE_CANCELED:
+            at[0] = 32
+            at[1] = 1
+            at += 2
+        if compact_revision:
+            at[0] = 40
+            at = write_varint(at + 1, <uint64_t>compact_revision)
+        if reason != NULL:
+            size = min(strlen(reason), <size_t>120)
+            at[0] = 50
+            at[1] = <uint8_t>size
+            memcpy(at + 2, reason, size)
+            at += 2 + size
+        size = at - message
+        if self._is_over_bytes(call, size):
+            self.calls_cut += 1
+            self._cut(call)
+            return False
+        call.route.counts[COUNT_SENT] += 1
+        self._queue_message(call, message, size)
+        return True
+
+    cdef uint8_t *_write_head(
+            self, uint8_t *at, int64_t revision, int64_t watch_id) noexcept nogil:
+        """The header and the watch id; answers the place behind."""
+        cdef uint8_t *start = at
+        at += 2
+        at = _write_number(at, 8, self.reader.shared.cluster_id)
+        at = _write_number(at, 16, self.reader.shared.member_id)
+        at = _write_number(at, 24, <uint64_t>revision)
+        at = _write_number(at, 32, self.reader.shared.raft_term)
+        start[0] = 10
+        start[1] = <uint8_t>(at - start - 2)
+        return _write_number(at, 16, <uint64_t>watch_id)
+
+    # --- who catches up --------------------------------------------------------------------------
+
+    cdef void _set_live(self, Watcher *watcher) noexcept nogil:
+        watcher.flags |= WATCHER_LIVE
+        watcher.stream.live_count += 1
+        self.behind_count -= 1
+
+    cdef void _fall_behind(self, Watcher *watcher, int64_t revision) noexcept nogil:
+        """From this revision on the core reads for it."""
+        cdef WatchStream *stream = watcher.stream
+        if watcher.flags & WATCHER_LIVE:
+            watcher.flags &= ~<uint32_t>WATCHER_LIVE
+            stream.live_count -= 1
+            self.behind_count += 1
+        watcher.revision = revision
+        watcher.next_behind = NULL
+        if stream.behind_last != NULL:
+            stream.behind_last.next_behind = watcher
+        else:
+            stream.behind = watcher
+        stream.behind_last = watcher
+        self._ask_for_next(stream)
+
+    cdef void _ask_for_next(self, WatchStream *stream) noexcept nogil:
+        """Have the core read on for the first who is behind, once the stream has room."""
+        cdef Call *call = <Call *>stream.call
+        cdef Watcher *watcher = stream.behind
+        cdef CatchUpRequest request
+        if watcher == NULL or stream.asked != NULL or call.flags & CALL_ENDED:
+            return
+        if call.reply.size - call.reply_at > SEND_LOW:
+            return      # `_drained` comes back here
+        stream.behind = watcher.next_behind
+        if stream.behind == NULL:
+            stream.behind_last = NULL
+        stream.asked = watcher
+        request.watch_id = watcher.id
+        request.revision = watcher.revision
+        request.flags = watcher.subject.flags
+        request.key_size = watcher.subject.key_size
+        stream.request.size = 0
+        buffer_append(&stream.request, <const uint8_t *>&request, sizeof(request))
+        buffer_append(
+            &stream.request, subject_key(watcher.subject),
+            watcher.subject.key_size + watcher.subject.end_size)
+        call.flags |= CALL_ASKED
+        call.taken = 0
+        self._owe(call, OWES_REQUEST)
+
+    cdef void _drained(self, Call *call) noexcept nogil:
+        """The client took nearly everything."""
+        self._ask_for_next(<WatchStream *>call.watch)
+
+    cdef void _take_catch_up(
+            self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil:
+        """A piece of what the core has read for a watcher."""
+        cdef WatchStream *stream = <WatchStream *>call.watch
+        cdef Watcher *watcher = stream.asked
+        cdef int64_t watch_id = watcher.id
+        if reply.flags & (REPLY_FIRST | REPLY_LAST) or size:
+            watcher.flags |= WATCHER_TOLD
+            self._take_slice(call, reply, data, size)
+            return
+        if reply.error and reply.error != ERROR_COMPACTED or call.reply_left:
+            self._cut(call)
+            return
+        call.flags &= ~<uint32_t>CALL_ASKED
+        stream.asked = NULL
+        if watcher.flags & WATCHER_CANCELED:
+            self._remove(watcher)
+            self._respond(call, self.reader.revision(), watch_id, RESPONSE_CANCELED, 0, NULL)
+        elif reply.error:
+            self._remove(watcher)
+            self._respond(
+                call, self.reader.revision(), watch_id, RESPONSE_CANCELED, <int64_t>reply.extra,
+                NULL)
+        else:
+            watcher.revision = <int64_t>reply.extra + 1
+            if <int64_t>reply.extra >= self.seen:
+                self._set_live(watcher)
+            else:
+                self._fall_behind(watcher, watcher.revision)
+        if not call.flags & CALL_ENDED:
+            self._ask_for_next(stream)
+
+    cdef void _remove(self, Watcher *watcher) noexcept nogil:
+        """Forget a watcher that the core is not being asked for."""
+        cdef WatchStream *stream = watcher.stream
+        cdef Watcher *before = NULL
+        cdef Watcher *each = stream.behind
+        if watcher.flags & WATCHER_LIVE:
+            stream.live_count -= 1
+        else:
+            self.behind_count -= 1
+            while each != NULL and each != watcher:
+                before = each
+                each = each.next_behind
+            if each != NULL:
+                if before != NULL:
+                    before.next_behind = watcher.next_behind
+                else:
+                    stream.behind = watcher.next_behind
+                if stream.behind_last == watcher:
+                    stream.behind_last = before
+        (<Call *>stream.call).peer.watchers -= 1
+        self.index.remove(watcher)
+        if self.index.watcher_count == 0:
+            self._unfollow()
+
+    cdef void _forget_watches(self, Call *call) noexcept nogil:
+        """The call is over: so are its watchers."""
+        cdef WatchStream *stream = <WatchStream *>call.watch
+        cdef WatchStream **place = &self.waiting
+        if stream == NULL:
+            return
+        if call.flags & CALL_ASKED:
+            self._cancel(call)
+        call.watch = NULL
+        call.owed = NULL
+        stream.behind = stream.behind_last = stream.asked = NULL
+        while stream.watchers != NULL:
+            self._remove(stream.watchers)
+        if stream.progress:
+            while place[0] != stream:
+                place = &place[0].next_waiting
+            place[0] = stream.next_waiting
+        wheel_clear(self.wheel, &stream.timer)
+        buffer_free(&stream.request)
+        free(stream)
+        self.stream_count -= 1
+
+    # --- the events of all keys ------------------------------------------------------------------
+
+    cdef void _follow(self, int64_t revision) noexcept nogil:
+        """Ask the core for all events from `revision` on."""
+        cdef Call *call = self._new_call()
+        cdef uint8_t previous = 0
+        if call == NULL:
+            # No call is left for us: `take_watched` tries again.
+            self.follow_id = 0
+            return
+        call.flags = CALL_FOLLOWS | CALL_ASKED | CALL_DEAF
+        call.method = METHOD_FOLLOW
+        call.extra = <uint64_t>revision
+        buffer_append(&call.message, &previous, 1)
+        self.follow_id = call.id
+        self.follows = False
+        self.giant = 0
+        self.records.size = 0
+        self._owe(call, OWES_REQUEST)
+
+    cdef void _unfollow(self) noexcept nogil:
+        """Nobody watches any more."""
+        cdef Call *call = self._call_of(self.follow_id)
+        if call != NULL and call.flags & CALL_FOLLOWS:
+            self._cancel(call)
+            self._release(call)
+        if not self.follows and self.follow_id == 0:
+            return
+        self.follow_id = 0
+        self.follows = False
+        self.records.size = 0
+        call = self._new_call()
+        if call == NULL:
+            return      # the core goes on ringing; that costs it little
+        call.flags = CALL_FOLLOWS | CALL_DEAF
+        call.method = METHOD_UNFOLLOW
+        self._owe(call, OWES_REQUEST)
+        if call.owes == 0:
+            self._release(call)
+
+    cdef void _take_follow(
+            self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil:
+        """A piece of all events, or their end."""
+        cdef FollowEnd end
+        if reply.flags & REPLY_END:
+            call.flags &= ~<uint32_t>CALL_ASKED
+            self._release(call)
+            self.follow_id = 0
+            if reply.error or size != sizeof(FollowEnd):
+                self._lose(<int64_t>reply.extra)
+                return
+            memcpy(&end, data, sizeof(FollowEnd))
+            self.seen = end.revision
+            self.reader.position = end.position
+            self.follows = True
+            return
+        buffer_append(&self.records, data, size)
+        self._deliver_records()
+        call.taken += size
+        if call.taken >= REPLY_WINDOW // 2:
+            self._owe(call, OWES_PULL)
+
+    cdef void _lose(self, int64_t compact_revision) noexcept nogil:
+        """Compaction took events that were not delivered: every watcher asks for itself."""
+        cdef Watcher *watcher
+        cdef uint64_t i
+        cdef int64_t missed = self.seen + 1
+        for i in range(self.index.watchers_mask + 1):
+            watcher = self.index.watchers[i]
+            while watcher != NULL:
+                if watcher.flags & WATCHER_LIVE and watcher.revision < compact_revision:
+                    self._fall_behind(watcher, max(watcher.revision, missed))
+                watcher = watcher.next_of_id
+        self.seen = compact_revision - 1
+        self._follow(compact_revision)
+
+    cdef bint has_watched(self) noexcept nogil:
+        """Whether `take_watched` has something to do."""
+        if self.reader is None or self.index.watcher_count == 0:
+            return False
+        return self.follows and self.reader.position != self.reader.head()
+
+    cdef uint64_t watched_head(self) noexcept nogil:
+        """Up to where events are to be taken once replies were; see rule 3."""
+        return self.reader.head() if self.reader is not None else 0
+
+    cdef bint take_watched(self, uint64_t head) except -1 nogil:
+        """Deliver events up to this head of the ring, a batch of them; True when there were any."""
+        cdef bint moved = False
+        if self.index.watcher_count == 0:
+            return False
+        if not self.follows and self.follow_id == 0:
+            self._follow(self.seen + 1)
+        if self.follows and self.reader.position != head:
+            moved = True
+            if not self.reader.copy(&self.records, head, BATCH_BYTES):
+                self._follow(self.seen + 1)
+            else:
+                self._deliver_records()
+        if self.waiting != NULL:
+            self._tell_progress()
+        return moved
+
+    cdef int _deliver_records(self) except -1 nogil:
+        """Deliver the whole revisions of `records`; the rest stays for later."""
+        cdef size_t begin = 0           # of the first revision not delivered
+        cdef size_t at = 0              # of the first revision not noted
+        cdef size_t end = self._end_of_revision(0)
+        cdef int64_t revision = self.seen
+        while end != at:
+            if self.notes.size > NOTES_SOFT * sizeof(Note):
+                self._deliver(revision)
+                begin = at
+            revision = (<const EventRecord *>(self.records.data + at)).revision
+            if revision == self.giant or not self._note_all(at, end):
+                self._forget_notes()
+                self._leave_behind(begin, end)
+                self.giant = 0
+                begin = end
+            at = end
+            end = self._end_of_revision(at)
+        self._deliver(revision)
+        self.records.size -= at
+        if at and self.records.size:
+            memmove(self.records.data, self.records.data + at, self.records.size)
+        if self.records.size > REVISION_MAX or (self.records.size and self.giant):
+            # More of this revision is to come; nobody gets it from here.
+            self.giant = (<const EventRecord *>self.records.data).revision
+            self._leave_behind(0, self.records.size)
+            self.records.size = 0
+        elif self.records.size == 0 and self.records.capacity > 4 * BATCH_BYTES:
+            buffer_free(&self.records)
+        return 0
+
+    cdef size_t _end_of_revision(self, size_t at) noexcept nogil:
+        """Where the records of the revision end that begins here; `at` if some are missing."""
+        cdef size_t end = at
+        cdef const EventRecord *record
+        while end + sizeof(EventRecord) <= self.records.size:
+            record = <const EventRecord *>(self.records.data + end)
+            if record.size > self.records.size - end:
+                break
+            end += record.size
+            if record.flags & EVENT_LAST:
+                return end
+        return at
+
+    cdef bint _note_all(self, size_t at, size_t end) except -1 nogil:
+        """Note whom these records concern; False when it is too much."""
+        cdef const EventRecord *record
+        while at < end:
+            record = <const EventRecord *>(self.records.data + at)
+            self._note(record)
+            if self.notes.size > NOTES_MAX * sizeof(Note):
+                return False
+            at += record.size
+        return True
+
+    cdef int _note(self, const EventRecord *record) except -1 nogil:
+        """Note the subjects that an event concerns."""
+        cdef Subject **subject
+        cdef Touched *touched
+        cdef Touched fresh
+        cdef Note note
+        cdef uint32_t place
+        cdef size_t i
+        self._match(record)
+        subject = <Subject **>self.found.data
+        for i in range(self.found.size // sizeof(Subject *)):
+            if subject[i].touched == 0:
+                fresh.subject = subject[i]
+                fresh.first = fresh.last = 0
+                buffer_append(&self.touched, <const uint8_t *>&fresh, sizeof(Touched))
+                subject[i].touched = <uint32_t>(self.touched.size // sizeof(Touched))
+            touched = <Touched *>self.touched.data + (subject[i].touched - 1)
+            note.record = record
+            note.next = 0
+            buffer_append(&self.notes, <const uint8_t *>&note, sizeof(Note))
+            place = <uint32_t>(self.notes.size // sizeof(Note))
+            if touched.last:
+                (<Note *>self.notes.data + (touched.last - 1)).next = place
+            else:
+                touched.first = place
+            touched.last = place
+        return 0
+
+    cdef int _match(self, const EventRecord *record) except -1 nogil:
+        """The subjects that want this event, in `found`."""
+        cdef Subject **subject
+        cdef uint32_t unwanted = WATCH_NO_DELETE if record.flags & EVENT_DELETE else WATCH_NO_PUT
+        cdef size_t count, i
+        cdef size_t kept = 0
+        self.found.size = 0
+        self.index.match(
+            <const uint8_t *>record + sizeof(EventRecord) + record.key_at, record.key_size,
+            &self.found)
+        subject = <Subject **>self.found.data
+        count = self.found.size // sizeof(Subject *)
+        for i in range(count):
+            if not subject[i].flags & unwanted:
+                subject[kept] = subject[i]
+                kept += 1
+        self.found.size = kept * sizeof(Subject *)
+        return 0
+
+    cdef void _forget_notes(self) noexcept nogil:
+        cdef Touched *touched = <Touched *>self.touched.data
+        cdef size_t i
+        for i in range(self.touched.size // sizeof(Touched)):
+            touched[i].subject.touched = 0
+        self.touched.size = self.notes.size = 0
+
+    cdef int _leave_behind(self, size_t at, size_t end) except -1 nogil:
+        """Whom these records concern gets them from the core."""
+        cdef const EventRecord *record
+        cdef Subject **subject
+        cdef Watcher *watcher
+        cdef size_t i
+        while at < end:
+            record = <const EventRecord *>(self.records.data + at)
+            if record.size > end - at:
+                break
+            self._match(record)
+            subject = <Subject **>self.found.data
+            for i in range(self.found.size // sizeof(Subject *)):
+                watcher = subject[i].watchers
+                while watcher != NULL:
+                    if watcher.flags & WATCHER_LIVE and watcher.revision <= record.revision:
+                        self._fall_behind(watcher, record.revision)
+                    watcher = watcher.next_of_subject
+            if record.flags & EVENT_LAST:
+                self.seen = record.revision
+            at += record.size
+        return 0
+
+    cdef int _deliver(self, int64_t revision) except -1 nogil:
+        """Send what was noted: everything up to this revision."""
+        cdef Touched *touched = <Touched *>self.touched.data
+        cdef size_t i
+        for i in range(self.touched.size // sizeof(Touched)):
+            self._deliver_to(&touched[i])
+        self._forget_notes()
+        self.seen = max(self.seen, revision)
+        return 0
+
+    cdef int _deliver_to(self, const Touched *touched) except -1 nogil:
+        """Send one subject's events to all its live watchers."""
+        cdef const Note *notes = <const Note *>self.notes.data - 1
+        cdef Subject *subject = touched.subject
+        cdef Watcher *watcher = subject.watchers
+        cdef int64_t first = notes[touched.first].record.revision
+        cdef int64_t last = notes[touched.last].record.revision
+        cdef int64_t wanted
+        cdef size_t skipped
+        cdef bint is_whole = self._gather_block(subject, touched.first)
+        while watcher != NULL:
+            if watcher.flags & WATCHER_LIVE and watcher.revision <= last:
+                wanted = max(first, watcher.revision)
+                skipped = 0
+                if wanted > first:
+                    skipped = self._skip(subject, touched.first, wanted)
+                if not is_whole or self._is_slow(<Call *>watcher.stream.call):
+                    self._fall_behind(watcher, wanted)
+                elif skipped < self.block.size:
+                    self._send_events(
+                        watcher, last, self.block.data + skipped, self.block.size - skipped)
+            watcher = watcher.next_of_subject
+        return 0
+
+    cdef bint _gather_block(self, const Subject *subject, uint32_t place) except -1 nogil:
+        """Put the events that begin with this note into `block`; False: the core has to do it."""
+        cdef const Note *note
+        cdef const EventRecord *record
+        cdef const uint8_t *event
+        cdef size_t size
+        self.block.size = 0
+        while place:
+            note = <const Note *>self.notes.data + (place - 1)
+            record = note.record
+            if subject.flags & WATCH_PREVIOUS and not record.flags & EVENT_HAS_PREVIOUS:
+                return False
+            size = _size_of(subject, record)
+            event = <const uint8_t *>record + sizeof(EventRecord)
+            buffer_reserve(&self.block, 11 + size)
+            self.block.data[self.block.size] = TAG_EVENTS
+            self.block.size = write_varint(
+                self.block.data + self.block.size + 1, size) - self.block.data
+            # The previous key-value lies right behind the event.
+            memcpy(self.block.data + self.block.size, event, size)
+            self.block.size += size
+            if self.block.size > MESSAGE_MAX:
+                return False
+            place = note.next
+        return True
+
+    cdef size_t _skip(
+            self, const Subject *subject, uint32_t place, int64_t revision) noexcept nogil:
+        """Bytes of the events in `block` that are older than this revision."""
+        cdef const Note *note
+        cdef size_t skipped = 0
+        cdef size_t size
+        while place:
+            note = <const Note *>self.notes.data + (place - 1)
+            if note.record.revision >= revision:
+                break
+            size = _size_of(subject, note.record)
+            skipped += 1 + varint_size(size) + size
+            place = note.next
+        return skipped
+
+    cdef void _send_events(
+            self, Watcher *watcher, int64_t revision, const uint8_t *events,
+            size_t size) noexcept nogil:
+        """One message: prefix, head, events."""
+        cdef Call *call = <Call *>watcher.stream.call
+        cdef uint8_t[HEAD_BYTES_MAX] head
+        cdef size_t head_size = self._write_head(head + 5, revision, watcher.id) - head
+        head[0] = 0
+        store_be32(head + 1, <uint32_t>(head_size - 5 + size))
+        self._queue(call, head, head_size)
+        self._queue(call, events, size)
+        self._resume(call)
+        watcher.flags |= WATCHER_TOLD
+        call.route.counts[COUNT_SENT] += 1
+
+    cdef bint _is_slow(self, const Call *call) noexcept nogil:
+        """Whether the stream does not take what it is sent, or is amid a message of the core's."""
+        cdef size_t limit = SEND_HIGH if self.reply_bytes <= WORKER_HIGH else SEND_LOW
+        return (call.reply_left != 0 or call.reply.size - call.reply_at > limit
+                or call.peer.reply_bytes > PEER_HIGH)
+
+    # --- progress --------------------------------------------------------------------------------
+
+    cdef void _tell_progress(self) noexcept nogil:
+        """Answer the progress requests whose revision was delivered."""
+        cdef WatchStream **place = &self.waiting
+        cdef WatchStream *stream
+        while place[0] != NULL:
+            stream = place[0]
+            if not self.follows or self.seen < stream.progress:
+                place = &stream.next_waiting
+                continue
+            place[0] = stream.next_waiting
+            stream.progress = 0
+            if stream.live_count == stream.watcher_count and self._has_started(stream):
+                self._respond(<Call *>stream.call, self.seen, -1, 0, 0, NULL)
+
+    cdef bint _has_started(self, WatchStream *stream) noexcept nogil:
+        """Whether no watcher of the stream waits for a later revision to begin with."""
+        cdef Watcher *watcher = stream.watchers
+        if stream.latest_start <= self.seen:
+            return True
+        stream.latest_start = 0
+        while watcher != NULL:
+            stream.latest_start = max(stream.latest_start, watcher.revision - 1)
+            watcher = watcher.next_of_stream
+        return stream.latest_start <= self.seen
+
+    cdef void _set_notification(self, WatchStream *stream) noexcept nogil:
+        """Wait for the interval, and up to a tenth more so that streams do not go in step."""
+        cdef uint64_t jitter = self.index.random() % (<uint64_t>self.progress_interval // 10 + 1)
+        wheel_set(
+            self.wheel, &stream.timer, self.now + self.progress_interval + <int64_t>jitter)
+
+    cdef void notify_progress(self, WatchStream *stream) noexcept nogil:
+        """The interval is over: tell the watchers that asked for it and got nothing meanwhile."""
+        cdef Watcher *watcher = stream.watchers
+        cdef Call *call = <Call *>stream.call
+        cdef bint anybody = False
+        while watcher != NULL and not call.flags & CALL_ENDED:
+            if watcher.flags & WATCHER_NOTIFIES:
+                anybody = True
+                if (watcher.flags & WATCHER_LIVE and not watcher.flags & WATCHER_TOLD
+                        and watcher.revision <= self.seen + 1 and not call.reply_left):
+                    if not self._respond(call, self.seen, watcher.id, 0, 0, NULL):
+                        return
+                watcher.flags &= ~<uint32_t>WATCHER_TOLD
+            watcher = watcher.next_of_stream
+        if anybody:
+            self._set_notification(stream)
+
+
+cdef inline size_t _size_of(const Subject *subject, const EventRecord *record) noexcept nogil:
+    """Bytes of the event as this subject's watchers get it."""
+    if subject.flags & WATCH_PREVIOUS:
+        return record.event_size + record.previous_size
+    return record.event_size
+
+
+cdef inline uint8_t *_write_number(uint8_t *at, uint8_t tag, uint64_t value) noexcept nogil:
+    if value:
+        at[0] = tag
+        at = write_varint(at + 1, value)
+    return at
+
+
+cdef bint _is_empty(const Span *key, const Span *end) noexcept nogil:
+    """Whether a range holds no key: not of one key alone, nor open."""
+    cdef int order
+    if end.size == 0 or (end.size == 1 and end.data[0] == 0):
+        return False
+    order = memcmp(key.data, end.data, min(key.size, end.size))
+    return order > 0 or (order == 0 and key.size >= end.size)
+
+
+cdef bint _is_well_formed(const Span *body) noexcept nogil:
+    cdef Reader reader
+    cdef uint32_t field
+    cdef int wire
+    reader.at = body.data
+    reader.end = body.data + body.size
+    while reader.at < reader.end:
+        if not read_tag(&reader, &field, &wire) or not skip_field(&reader, field, wire):
+            return False
+    return True
+
+
+cdef bint _decode_cancel(const Span *body, int64_t *watch_id, bint is_fresh) noexcept nogil:
+    """A WatchCancelRequest; False when malformed."""
+    cdef Reader reader
+    cdef uint64_t number
+    cdef uint32_t field
+    cdef int wire
+    if is_fresh:
+        watch_id[0] = 0
+    reader.at = body.data
+    reader.end = body.data + body.size
+    while reader.at < reader.end:
+        if not read_tag(&reader, &field, &wire):
+            return False
+        if field == 1 and wire == WIRE_VARINT:
+            if not read_varint(&reader, &number):
+                return False
+            watch_id[0] = <int64_t>number
+        elif not skip_field(&reader, field, wire):
+            return False
+    return True
+
+
+cdef bint _decode_create(const Span *body, WatchCreate *create, bint is_fresh) noexcept nogil:
+    """A WatchCreateRequest; False when malformed."""
+    cdef Reader reader
+    cdef Reader packed
+    cdef Span span
+    cdef uint64_t number
+    cdef uint32_t field
+    cdef int wire
+    if is_fresh:
+        memset(create, 0, sizeof(WatchCreate))
+    reader.at = body.data
+    reader.end = body.data + body.size
+    while reader.at < reader.end:
+        if not read_tag(&reader, &field, &wire):
+            return False
+        if wire == WIRE_BYTES and (field == 1 or field == 2):
+            if not read_bytes(&reader, &create.key if field == 1 else &create.end):
+                return False
+        elif wire == WIRE_BYTES and field == 5:
+            if not read_bytes(&reader, &span):
+                return False
+            packed.at = span.data
+            packed.end = span.data + span.size
+            while packed.at < packed.end:
+                if not read_varint(&packed, &number):
+                    return False
+                _set_field(create, 5, number)
+        elif wire == WIRE_VARINT and 3 <= field <= 8:
+            if not read_varint(&reader, &number):
+                return False
+            _set_field(create, field, number)
+        elif not skip_field(&reader, field, wire):
+            return False
+    return True
+
+
+cdef void _set_field(WatchCreate *create, uint32_t field, uint64_t number) noexcept nogil:
+    """Take a number of a WatchCreateRequest in."""
+    cdef uint32_t flag = 0
+    if field == 3:
+        create.start_revision = <int64_t>number
+    elif field == 4:
+        create.notifies = number != 0
+    elif field == 5:
+        # etcd ignores filters that it does not know.
+        if <int32_t>number == 0:
+            create.flags |= WATCH_NO_PUT
+        elif <int32_t>number == 1:
+            create.flags |= WATCH_NO_DELETE
+    elif field == 7:
+        create.id = <int64_t>number
+    else:
+        flag = WATCH_PREVIOUS if field == 6 else WATCH_FRAGMENT
+        create.flags &= ~flag
+        if number:
+            create.flags |= flag
