@@ -1,12 +1,12 @@
-"""What etcd 3.7.1 was recorded to tell watchers is what quorate tells them: 120 rounds in order.
+"""What etcd 3.7.1 was recorded to tell watchers is what quorate tells them, in rounds.
 
-A round: writes, one Watch stream with some watchers, more writes, then perhaps a cancel. Recorded is
-what each watch id was told, without the borders of responses.
+A round: writes, one Watch stream with some watchers, more writes, then perhaps a cancel. Recorded
+is what each watch id was told, without the borders of responses.
 
 How a round is known to be over without waiting for time: a watcher of everything (its id is none
 that the recordings use) has been told the last write, and each id as many events as are recorded.
-What comes later than that is not missed: the streams stay open to the file's end, and then no id may
-have been told more of its round's revisions.
+What comes later than that is not missed: the streams stay open to the file's end, and then no id
+may have been told more of its round's revisions.
 """
 
 from __future__ import annotations
