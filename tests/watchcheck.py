@@ -113,7 +113,10 @@ class History:
         state: dict[bytes, Message] = {}
         before: dict[bytes, Message] = {}
         at = 0
-        for event in sorted(events, key=revision_of_event):
+        once: dict[tuple[int, int, bytes], Message] = {}
+        for event in events:
+            once.setdefault(identity(event), event)
+        for event in sorted(once.values(), key=revision_of_event):
             revision = revision_of_event(event)
             if revision != at:
                 before, at = dict(state), revision

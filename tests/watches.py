@@ -165,6 +165,10 @@ class Stream:
         """Read again."""
         self._reading.set()
 
+    def break_off(self) -> None:
+        """Take the call back."""
+        self._call.cancel()
+
     def close(self) -> None:
         """Take the call back and wait for the reader's end."""
         self._call.cancel()
