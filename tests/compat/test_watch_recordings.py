@@ -22,6 +22,7 @@ import pytest
 from tests.compat.recordings import FOLDER
 from tests.messages import Message, decode, method
 from tests.server import Program, Server
+from tests.watchcheck import Complaint, History, Segment, check, responses_of
 from tests.watches import Stream, revision_of, revision_of_event
 from tests.wire import Client, Refused
 
@@ -30,9 +31,14 @@ pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
 WATCH_FILES = ("watch-1", "watch-2")
 ROUNDS = 60
 SENTINEL = 1_000_000
-# Debian's 3.4.23 differs in so many rounds of both files, each for one of these reasons: a negative
-# start revision is one that was compacted for it, and it knows no duplicate of a canceled id.
-ETCD_34_DIFFERENCES = 60
+# The etcd that was recorded died of the third watcher of round 47 of the first file (see
+# `test_watch_stories.py`): from there on the recording is empty, and only the checker judges.
+JUDGED = {"watch-1": 47, "watch-2": ROUNDS}
+# Of the rounds without a negative start revision, which 3.4 takes for a compacted one, Debian's
+# 3.4.23 differs in so many of a file.
+ETCD_34_DIFFERENCES = 4
+# It loses deletes that a compaction is at (#18089, #19179).
+ETCD_34_GAPS = 20
 
 
 class Round(NamedTuple):
@@ -130,9 +136,8 @@ class Replay:
         self.round = round_
         play(client, round_.before)
         self.stream = Stream(client)
-        for watcher in round_.watchers:
-            self.stream.answer(self.stream.ask(**watcher))
-        before = client.revision()
+        self.known = before = client.revision()
+        self.answers = [self.stream.create(**watcher) for watcher in round_.watchers]
         self.stream.watch(b"\0", b"\0", watch_id=SENTINEL)
         play(client, round_.after)
         self.last = client.revision()
@@ -144,6 +149,27 @@ class Replay:
         except AssertionError as error:
             self.differences.append(str(error))
         self.canceled = {id_: len(told.canceled) for id_, told in self.stream.told.items()}
+
+    def segments(self) -> Iterator[Segment]:
+        """The watches that were granted, for the checker."""
+        for asked, answer in zip(self.round.watchers, self.answers, strict=True):
+            if not answer.get("canceled") and asked.get("start_revision", 0) >= 0:
+                yield Segment(
+                    asked.get("key", b""),
+                    asked.get("range_end", b""),
+                    asked.get("start_revision", 0),
+                    tuple(asked.get("filters", [])),
+                    bool(asked.get("prev_kv")),
+                    bool(asked.get("fragment")),
+                    responses=responses_of(self.stream, answer.get("watch_id", 0)),
+                    known=self.known,
+                    until=0 if self.ended(answer.get("watch_id", 0)) else self.last,
+                    name=f"round {self.round.number}, watch {answer.get('watch_id', 0)}",
+                )
+
+    def ended(self, watch_id: int) -> bool:
+        """Whether the watch was canceled, by either side."""
+        return bool(self.stream.of(watch_id).canceled)
 
     def _wait_for_all(self) -> None:
         for watch_id, recorded in self.round.told.items():
@@ -171,22 +197,40 @@ class Replay:
         return found
 
 
+def replay(client: Client, file: str, count: int) -> tuple[list[Replay], list[Complaint]]:
+    """The rounds of a file, and what the checker has to complain of."""
+    replays: list[Replay] = []
+    with contextlib.ExitStack() as streams:
+        reference = streams.enter_context(Stream(client))
+        everything = Segment(b"\0", b"\0", prev_kv=True, known=1, name="reference")
+        reference.watch(everything.key, everything.range_end, **everything.fields())
+        for round_ in rounds(file):
+            if round_.number < count:
+                replays.append(Replay(client, round_))
+                streams.enter_context(replays[-1].stream)
+        history = History(reference.wait_revision(0, client.revision()))
+        history.compacted = client.revision()
+        everything.responses, everything.until = reference.of(0).responses, history.last
+        segments = [one for replay in replays for one in replay.segments()]
+        return replays, check(history, [everything, *segments])
+
+
 @pytest.mark.parametrize("file", WATCH_FILES)
 def test_each_watcher_is_told_what_was_recorded(
     file: str, server: Server, client: Client, program: Program
 ) -> None:
-    replays: list[Replay] = []
-    try:
-        replays += (Replay(client, round_) for round_ in rounds(file))
-        assert len(replays) == ROUNDS
-        verdicts = {one.round.number: one.verdict() for one in replays}
-    finally:
-        for one in replays:
-            one.stream.close()
-    wrong = {number: found for number, found in verdicts.items() if found}
-    text = "\n".join(f"{file} round {number}: {found[0]}" for number, found in wrong.items())
-    if program.is_quorate:
-        assert not wrong, f"{len(wrong)} of {ROUNDS} rounds differ:\n{text}"
-    else:
-        print(text)
-        assert len(wrong) <= ETCD_34_DIFFERENCES, text
+    old = program.version < (3, 5)
+    count = ROUNDS if program.is_quorate or old else JUDGED[file]
+    replays, complaints = replay(client, file, count)
+    assert len(replays) == count
+    gaps = sum(one.kind == "gap" for one in complaints) if old else 0
+    text = "\n".join(map(str, complaints[:10]))
+    assert len(complaints) == gaps <= ETCD_34_GAPS, text
+    wrong = []
+    for one in replays[: JUDGED[file]]:
+        found = one.verdict()
+        negative = any(asked.get("start_revision", 0) < 0 for asked in one.round.watchers)
+        if found and not (negative and old):
+            wrong.append(f"{file} round {one.round.number}: {found[0]}")
+    allowed = ETCD_34_DIFFERENCES if old else 0
+    assert len(wrong) <= allowed, f"{len(wrong)} of {count} rounds differ:\n" + "\n".join(wrong)

@@ -317,7 +317,7 @@ class Run:
         print(f"QUORATE_SEED={start}")
         self.port = port
         self.writers = Writers(port, writers, start, pace=pace, size=size)
-        whole = Segment(*EVERYTHING, 1, prev_kv=True, name="reference")
+        whole = Segment(*EVERYTHING, prev_kv=True, name="reference")
         self.reference = Watching(port, [whole], self.writers)
         self.groups = [Watching(port, group, self.writers, client) for group in groups]
         self.compacted = 0
