@@ -143,13 +143,17 @@ class Client:
 
     def stream_bytes(self, path: str, requests: Iterable[bytes], seconds: float) -> Iterator[bytes]:
         """The same with bytes in and out."""
-        replies = self._channel.stream_stream(path)(iter(requests), timeout=seconds)
+        replies = self.open(path, requests, seconds)
         try:
             yield from replies
         except grpc.RpcError as error:
             raise refused(error) from None
         finally:
             replies.cancel()
+
+    def open(self, path: str, requests: Iterable[bytes], seconds: float) -> Any:
+        """grpcio's call of a stream, bytes in and out: to iterate over, and to cancel."""
+        return self._channel.stream_stream(path)(iter(requests), timeout=seconds)
 
     # The calls that tests write most.
 
