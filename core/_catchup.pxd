@@ -36,7 +36,6 @@ cdef class CatchUp(LongReply):
     cdef bint is_fragment           # more of the revision follows in another message
     # What is sent of it.
     cdef bint sending
-    cdef bint is_lost               # compaction took what was measured
     cdef Place next
     cdef size_t events_left
     cdef size_t message_size
@@ -51,7 +50,7 @@ cdef class CatchUp(LongReply):
     cdef bint _measure(self) except -1
     cdef int _begin(self) except -1
     cdef bint _send(self, Port port) except -1
-    cdef bint _fill(self) except -1
+    cdef int _fill(self) except -1
 
 
 cdef CatchUp catch_up(

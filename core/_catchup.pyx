@@ -5,9 +5,7 @@ Rules:
    the revision through which nothing is missing now. Whoever is further behind asks again, so a
    watcher half a million revisions behind is one short step among others at a time.
 2. A message's size is known before its first byte: the walk is made twice, to measure and to send.
-   If that takes more than one step, compaction waits meanwhile, as it does for a hash; a sweep
-   that runs already may yet take what was overwritten in the very revision compacted to. Then the
-   stream is given up.
+   If that takes more than one step, compaction waits meanwhile, as it does for a hash.
 3. A revision is never split, however large, unless its watcher asked for fragments.
 4. A watcher of one key walks that key's own versions, unless they are very many.
 """
@@ -16,7 +14,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memcmp
 
 from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve
-from quorate.core._errors cimport ERROR_COMPACTED, ERROR_LIST_ABANDONED
+from quorate.core._errors cimport ERROR_COMPACTED
 from quorate.core._events cimport (
     append_event, append_previous, event_previous, event_size, previous_size,
 )
@@ -73,8 +71,6 @@ cdef class CatchUp(LongReply):
         cdef Version *version = <Version *>self.store.tree.get(
             self.range.data, self.asked.key_size)
         cdef int steps = 0
-        if self.asked.revision <= self.store.compact_revision:
-            return False    # a sweep may be taking some of them
         self.start.version = NULL
         while version != NULL and version.mod_revision >= self.asked.revision:
             if steps == CHAIN_STEPS_MAX:
@@ -131,9 +127,6 @@ cdef class CatchUp(LongReply):
             if not self._send(port):
                 self._hold()
                 return False
-            if self.is_lost:
-                port.refuse(self.request_id, ERROR_LIST_ABANDONED)
-                return True
             if self.is_fragment:
                 self.start = self.at
                 self._hold()
@@ -196,9 +189,7 @@ cdef class CatchUp(LongReply):
         cdef size_t size
         if self.message_left == self.message_size:
             flags = REPLY_FIRST
-        if not self._fill():
-            self.is_lost = True
-            return True
+        self._fill()
         size = min(self.out.size - self.out_at, <size_t>REPLY_SLICE_MAX, self.credit)
         if size == 0:
             self.waits = True
@@ -213,8 +204,8 @@ cdef class CatchUp(LongReply):
         self.sending = self.message_left != 0
         return not self.sending
 
-    cdef bint _fill(self) except -1:
-        """Encode events until a slice is full; False when some are not there any more."""
+    cdef int _fill(self) except -1:
+        """Encode events until a slice is full."""
         cdef Version *version
         cdef Version *previous
         cdef size_t size
@@ -223,7 +214,7 @@ cdef class CatchUp(LongReply):
         while self.events_left and self.out.size - self.out_at < REPLY_SLICE_MAX:
             version = self._walk(&self.next)
             if version == NULL:
-                return False
+                raise AssertionError(f"{self.events_left} events of {self.events} are gone")
             if not self._matches(version):
                 continue
             previous = NULL
@@ -238,7 +229,7 @@ cdef class CatchUp(LongReply):
             append_event(&self.out, version)
             append_previous(&self.out, previous)
             self.events_left -= 1
-        return True
+        return 0
 
     def _hold(self):
         """It takes another step: what was measured must stay."""

@@ -13,8 +13,8 @@ Rules:
 4. All versions stand in the history in the order in which they were written. Every version is one
    block of the arena, with its key and value inside. No Python object exists per key or version.
 5. A compaction to revision C keeps of every key the newest version not after C, unless that is a
-   tombstone before C, and everything after C. What readers may ask changes at once; the rest is a
-   sweep over the history, in steps.
+   tombstone before C, and everything of C and after it: who watches from C on gets all that C did.
+   What readers may ask changes at once; the rest is a sweep over the history, in steps.
 6. A pinned revision delays removal: what a read at it needs stays. Nothing else does: a Version
    is valid until the next `compact_step`, or as long as a pinned revision sees it.
 7. A hash of a revision goes over the history in steps, too. Compactions that came after it began
@@ -549,10 +549,10 @@ cdef class Store:
         cdef bint tombstone = version_is_tombstone(version)
         if self.sweep_hashes:
             hash_record(&self.sweep_hash, version)
-        if is_newest_at(version, self.sweep_revision):
-            if not tombstone or version.mod_revision == self.sweep_revision:
-                self.history.sweep_keep()
-                return
+        if version.mod_revision == self.sweep_revision or (
+                not tombstone and is_newest_at(version, self.sweep_revision)):
+            self.history.sweep_keep()
+            return
         # A tombstone hides the older versions of its key, so it stays while a pin keeps one.
         if version.previous != NULL if tombstone else (
                 self._pinned(version.mod_revision, version.newer.mod_revision)):
@@ -692,11 +692,9 @@ cdef class Store:
 
     cdef bint _is_leftover(self, const Version *version) noexcept:
         """Whether the last finished compaction would have taken it, but for a pin."""
-        if version.mod_revision > self.finished_revision:
+        if version.mod_revision >= self.finished_revision:
             return False
-        if not is_newest_at(version, self.finished_revision):
-            return True
-        return version_is_tombstone(version) and version.mod_revision < self.finished_revision
+        return version_is_tombstone(version) or not is_newest_at(version, self.finished_revision)
 
     cdef _check_version(self, const Version *version):
         cdef Path path

@@ -43,8 +43,8 @@ from quorate.core._record cimport (
 )
 from quorate.frontends._deadlines cimport wheel_clear, wheel_set
 from quorate.frontends._watchindex cimport (
-    WATCHER_CANCELED, WATCHER_LIVE, WATCHER_NOTIFIES, WATCHER_TOLD, Subject, Watcher, WatchIndex,
-    WatchStream, subject_key,
+    WATCHER_CANCELED, WATCHER_DEAD, WATCHER_LIVE, WATCHER_NOTIFIES, WATCHER_TOLD, WATCHER_WAITS,
+    Subject, Watcher, WatchIndex, WatchStream, subject_key,
 )
 
 cdef enum:
@@ -182,7 +182,6 @@ cdef class Watches(Replies):
             self._cut(call)
             return
         call.peer.watchers += 1
-        stream.latest_start = max(stream.latest_start, asked.start_revision)
         if asked.notifies:
             watcher.flags |= WATCHER_NOTIFIES
             if not stream.timer.is_set:
@@ -197,6 +196,9 @@ cdef class Watches(Replies):
             watcher.revision = max(revision + 1, asked.start_revision)
             watcher.flags |= WATCHER_LIVE
             stream.live_count += 1
+            if asked.start_revision:
+                watcher.flags |= WATCHER_WAITS
+                stream.latest_start = max(stream.latest_start, asked.start_revision)
 
     cdef int64_t _choose_id(self, WatchStream *stream) noexcept nogil:
         """The next id from 0 up that is free."""
@@ -235,6 +237,7 @@ cdef class Watches(Replies):
         """Send a WatchResponse without events; False when the call is over because of it."""
         cdef uint8_t[HEAD_BYTES_MAX + 128] message
         cdef uint8_t *at = self._write_head(message, revision, watch_id)
+        cdef Buffer *held
         cdef size_t size
         if what & RESPONSE_CREATED:
             at[0] = 24
@@ -259,7 +262,15 @@ cdef class Watches(Replies):
             self._cut(call)
             return False
         call.route.counts[COUNT_SENT] += 1
-        self._queue_message(call, message, size)
+        if call.reply_left:
+            held = &(<WatchStream *>call.watch).held
+            buffer_reserve(held, 5 + size)
+            held.data[held.size] = 0
+            store_be32(held.data + held.size + 1, <uint32_t>size)
+            held.size += 5
+            buffer_append(held, message, size)
+        else:
+            self._queue_message(call, message, size)
         return True
 
     cdef uint8_t *_write_head(
@@ -289,6 +300,7 @@ cdef class Watches(Replies):
             watcher.flags &= ~<uint32_t>WATCHER_LIVE
             stream.live_count -= 1
             self.behind_count += 1
+        watcher.flags &= ~<uint32_t>WATCHER_WAITS
         watcher.revision = revision
         watcher.next_behind = NULL
         if stream.behind_last != NULL:
@@ -336,7 +348,10 @@ cdef class Watches(Replies):
         cdef int64_t watch_id = watcher.id
         if reply.flags & (REPLY_FIRST | REPLY_LAST) or size:
             watcher.flags |= WATCHER_TOLD
-            self._take_slice(call, reply, data, size)
+            if self._take_slice(call, reply, data, size) and stream.held.size:
+                if call.reply_left == 0:
+                    self._queue(call, stream.held.data, stream.held.size)
+                    buffer_free(&stream.held)
             return
         if reply.error and reply.error != ERROR_COMPACTED or call.reply_left:
             self._cut(call)
@@ -347,7 +362,9 @@ cdef class Watches(Replies):
             self._remove(watcher)
             self._respond(call, self.reader.revision(), watch_id, RESPONSE_CANCELED, 0, NULL)
         elif reply.error:
-            self._remove(watcher)
+            watcher.flags |= WATCHER_DEAD
+            stream.dead_count += 1
+            self.behind_count -= 1
             self._respond(
                 call, self.reader.revision(), watch_id, RESPONSE_CANCELED, <int64_t>reply.extra,
                 NULL)
@@ -367,6 +384,8 @@ cdef class Watches(Replies):
         cdef Watcher *each = stream.behind
         if watcher.flags & WATCHER_LIVE:
             stream.live_count -= 1
+        elif watcher.flags & WATCHER_DEAD:
+            stream.dead_count -= 1
         else:
             self.behind_count -= 1
             while each != NULL and each != watcher:
@@ -403,6 +422,7 @@ cdef class Watches(Replies):
             place[0] = stream.next_waiting
         wheel_clear(self.wheel, &stream.timer)
         buffer_free(&stream.request)
+        buffer_free(&stream.held)
         free(stream)
         self.stream_count -= 1
 
@@ -750,7 +770,8 @@ cdef class Watches(Replies):
                 continue
             place[0] = stream.next_waiting
             stream.progress = 0
-            if stream.live_count == stream.watcher_count and self._has_started(stream):
+            if (stream.live_count and self._has_started(stream)
+                    and stream.live_count + stream.dead_count == stream.watcher_count):
                 self._respond(<Call *>stream.call, self.seen, -1, 0, 0, NULL)
 
     cdef bint _has_started(self, WatchStream *stream) noexcept nogil:
@@ -760,7 +781,8 @@ cdef class Watches(Replies):
             return True
         stream.latest_start = 0
         while watcher != NULL:
-            stream.latest_start = max(stream.latest_start, watcher.revision - 1)
+            if watcher.flags & WATCHER_WAITS:
+                stream.latest_start = max(stream.latest_start, watcher.revision)
             watcher = watcher.next_of_stream
         return stream.latest_start <= self.seen
 
@@ -779,7 +801,8 @@ cdef class Watches(Replies):
             if watcher.flags & WATCHER_NOTIFIES:
                 anybody = True
                 if (watcher.flags & WATCHER_LIVE and not watcher.flags & WATCHER_TOLD
-                        and watcher.revision <= self.seen + 1 and not call.reply_left):
+                        and not call.reply_left and watcher.revision <= self.seen + (
+                            0 if watcher.flags & WATCHER_WAITS else 1)):
                     if not self._respond(call, self.seen, watcher.id, 0, 0, NULL):
                         return
                 watcher.flags &= ~<uint32_t>WATCHER_TOLD

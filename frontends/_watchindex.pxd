@@ -11,6 +11,8 @@ cdef enum WatcherFlag:
     WATCHER_NOTIFIES = 2    # asked for progress notifications
     WATCHER_TOLD = 4        # got events since the last of these
     WATCHER_CANCELED = 8    # its end is told once the core's answer has come
+    WATCHER_WAITS = 16      # asked to begin at a revision that was to come
+    WATCHER_DEAD = 32       # was overtaken by compaction; its id is in use until it is canceled
 
 
 cdef struct Subject:
@@ -58,11 +60,13 @@ cdef struct WatchStream:
     WatchStream *next_waiting
     Timer timer             # of progress notifications
     Buffer request          # to the core
+    Buffer held             # responses that wait for the end of a message of the core's
     int64_t next_id
-    int64_t latest_start    # no watcher's start revision is later
+    int64_t latest_start    # no watcher waits for a later revision to begin with
     int64_t progress        # revision at which a progress request came; 0 = none did
     uint32_t watcher_count
     uint32_t live_count
+    uint32_t dead_count
 
 
 cdef const uint8_t *subject_key(const Subject *subject) noexcept nogil

@@ -128,7 +128,7 @@ class Model:
     def stored(self) -> list[Record]:
         """What is left once compaction is done."""
         kept = self.available(self.compact_revision, tombstones=True)
-        return [r for r in self.log if r.mod_revision > self.compact_revision or r.place in kept]
+        return [r for r in self.log if r.mod_revision >= self.compact_revision or r.place in kept]
 
     def compact(self, revision: int) -> None:
         assert self.compact_revision < revision <= self.revision
