@@ -63,6 +63,7 @@ class Round:
         self.random = random.Random(number)
         self.sequence = Sequence(number)
         self.asked: list[Asked] = []
+        self.canceled: set[int] = set()
         self.revision = 1
 
     def play(self) -> None:
@@ -136,7 +137,8 @@ class Round:
             "fragment": chance.random() < 0.3,
             "progress_notify": chance.random() < 0.3,
             "filters": chance.choice([[], [], [], [NOPUT], [NODELETE], [NOPUT, NODELETE]]),
-            "watch_id": chance.choice([0, 0, 0, 3, chance.randrange(1, 60)]),
+            # One that was canceled may be chosen anew, but then its two watches are told as one.
+            "watch_id": chance.choice([0, 0, 0, *({33, 40, 50} - self.canceled)]),
         }
         return request | {name: value for name, value in fields.items() if value}
 
@@ -148,6 +150,7 @@ class Round:
         known = [id_ for id_, told in sides[0].told.items() if not told.canceled and id_ >= 0]
         if known:
             watch_id = self.random.choice(known)
+            self.canceled.add(watch_id)
             answers = [summary(one.cancel(watch_id)) for one in sides]
             assert answers[0] == answers[1]
         for one in sides:
@@ -198,6 +201,9 @@ class Round:
                 continue
             assert len(old.events) == len(new.events), f"{asked}: {difference(old, new)}"
             assert old.events == new.events, f"{asked}: {difference(old, new)}"
+            if asked.request.get("filters") == [NOPUT, NODELETE]:
+                # When such a one has caught up can't be seen, and so not what compaction cancels.
+                continue
             canceled = [[summary(one) for one in told.canceled] for told in (old, new)]
             assert canceled[0] == canceled[1], asked
         for old_stream, new_stream in zip(*(side.streams for side in self.sides), strict=True):
@@ -243,5 +249,6 @@ def test_random_watches_are_told_as_by_etcd(
         ours.wait_ready()
         round_of_both = Round(number, Side(theirs.port, stack), Side(ours.port, stack))
         round_of_both.play()
-        events = sum(len(told.events) for told in round_of_both.sides[0].streams[0].told.values())
+        told = [told for stream in round_of_both.sides[0].streams for told in stream.told.values()]
+        events = sum(len(one.events) for one in told)
         assert events > 100, f"only {events} events"
