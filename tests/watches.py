@@ -191,7 +191,7 @@ class Stream:
     def wait(
         self, condition: Callable[[], T | None], what: str, seconds: float = WAIT_SECONDS
     ) -> T:
-        """The first answer of `condition` that is neither None nor False, asked at each response.
+        """The first answer of `condition` that is true, asked again at each response.
 
         Raises AssertionError after that time, or when the stream ends without it.
         """
@@ -199,7 +199,7 @@ class Stream:
         with self._changed:
             while True:
                 found = condition()
-                if found is not None and found is not False:
+                if found:
                     return found
                 assert self.end is None, f"the stream ended with {self.end} before {what}"
                 left = end - time.monotonic()
@@ -238,7 +238,7 @@ class Stream:
         """A progress revision that is at least so high, told to that id."""
         told = self.of(watch_id)
         what = f"progress {revision} for {watch_id}"
-        self.wait(lambda: told.progress and told.progress[-1] >= revision, what, seconds)
+        self.wait(lambda: bool(told.progress) and told.progress[-1] >= revision, what, seconds)
         return told.progress[-1]
 
     def wait_end(self, seconds: float = WAIT_SECONDS) -> Refused:
