@@ -18,9 +18,13 @@ Words that all share
 
 The road of a request
     _ring *             rings and doorbells
+    _eventring *        what is written, for all workers to read
+    _atomic             loads and stores that other processes see
     _port               one worker as the core sees it, and replies that take long
     _batch              the requests of a turn: one run of entries, reads that wait
     _run                a run of entries in C memory
+    _events             what was written, as events, for those who watch
+    _catchup            what one watcher has missed
     node                the turn: drain, propose, store, apply, serve
 
 Consensus and disk

@@ -10,10 +10,10 @@ Rules:
 4. A watcher of one key walks that key's own versions, unless they are very many.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcmp
 
-from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve
+from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve
 from quorate.core._errors cimport ERROR_COMPACTED
 from quorate.core._events cimport (
     append_event, append_previous, event_previous, event_size, previous_size,

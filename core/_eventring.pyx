@@ -74,15 +74,16 @@ cdef class EventRing:
               F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
 
     def __dealloc__(self):
-        self.unmap()
-        if self.fd >= 0:
-            close(self.fd)
+        self.close()
 
-    def unmap(self):
-        """Give up writing: in a process that was forked, and only reads."""
+    def close(self):
+        """Let go of it: in a process that was forked, and only reads."""
         if self.shared != NULL:
             munmap(self.shared, HEADER_SIZE + 2 * self.capacity)
             self.shared = NULL
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
 
     def identify(self, uint64_t cluster_id, uint64_t member_id, uint64_t raft_term):
         """Tell what response headers show besides the revision."""

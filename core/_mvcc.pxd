@@ -153,7 +153,7 @@ cdef class Store:
     cdef int hash_begin(self, HashState *state, int64_t revision) noexcept nogil
     cdef bint hash_step(self, HashState *state, uint64_t budget) noexcept nogil
     cdef void hash_end(self, HashState *state) noexcept nogil
-    # While anybody holds, no sweep begins to a revision newer than the first holder found compacted.
+    # While anybody holds, no sweep begins beyond what the first holder found compacted.
     cdef void hold(self) noexcept nogil
     cdef void release_hold(self) noexcept nogil
 

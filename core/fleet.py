@@ -84,8 +84,7 @@ def ring_bytes(request_bytes_max: int) -> int:
 
 
 def event_ring_bytes(request_bytes_max: int) -> int:
-    """The capacity of the event ring, a power of two; an event may hold two of the largest values.
-    """
+    """The capacity of the event ring, a power of two; an event may hold two large values."""
     wanted = max(EVENT_RING_BYTES_MIN, 8 * (request_bytes_max + GRPC_OVERHEAD_BYTES))
     return 1 << (wanted - 1).bit_length()
 

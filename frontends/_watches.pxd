@@ -5,20 +5,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from quorate.core._bytes cimport Buffer
 from quorate.core._eventring cimport EventReader, EventRecord
-from quorate.core._protobuf cimport Span
 from quorate.core._record cimport Reply
 from quorate.frontends._replies cimport *
 from quorate.frontends._watchindex cimport Subject, Watcher, WatchIndex, WatchStream
-
-
-cdef struct WatchCreate:
-    # A WatchCreateRequest.
-    Span key
-    Span end
-    int64_t start_revision
-    int64_t id
-    uint32_t flags          # WatchFlag
-    bint notifies
+from quorate.frontends._watchrequest cimport WatchCreate
 
 
 cdef struct Note:

@@ -20,9 +20,9 @@ Rules:
 """
 
 import cython
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memmove, memset, strlen
+from libc.string cimport memcpy, memmove, strlen
 
 from quorate.core import limits
 from quorate.core._bytes cimport (
@@ -32,19 +32,19 @@ from quorate.core._errors cimport ERROR_COMPACTED, ERROR_MALFORMED
 from quorate.core._eventring cimport (
     EVENT_DELETE, EVENT_HAS_PREVIOUS, EVENT_LAST, EventReader, EventRecord,
 )
-from quorate.core._protobuf cimport (
-    WIRE_BYTES, WIRE_VARINT, Reader, Span, read_bytes, read_tag, read_varint, skip_field,
-    varint_size, write_varint,
-)
+from quorate.core._protobuf cimport Span, varint_size, write_varint
 from quorate.core._record cimport (
     METHOD_FOLLOW, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_END, REPLY_FIRST, REPLY_LAST,
-    REPLY_WINDOW, WATCH_FRAGMENT, WATCH_NO_DELETE, WATCH_NO_PUT, WATCH_PREVIOUS, CatchUpRequest,
-    FollowEnd,
+    REPLY_WINDOW, WATCH_NO_DELETE, WATCH_NO_PUT, WATCH_PREVIOUS, CatchUpRequest, FollowEnd,
 )
 from quorate.frontends._deadlines cimport wheel_clear, wheel_set
 from quorate.frontends._watchindex cimport (
     WATCHER_CANCELED, WATCHER_DEAD, WATCHER_LIVE, WATCHER_NOTIFIES, WATCHER_TOLD, WATCHER_WAITS,
     Subject, Watcher, WatchIndex, WatchStream, subject_key,
+)
+from quorate.frontends._watchrequest cimport (
+    WATCH_REQUEST_CANCEL, WATCH_REQUEST_CREATE, WATCH_REQUEST_PROGRESS, WatchCreate, WatchRequest,
+    decode_watch_request, is_empty_range,
 )
 
 cdef enum:
@@ -97,38 +97,14 @@ cdef class Watches(Replies):
 
     cdef void _take_watch_request(
             self, Call *call, const uint8_t *data, size_t size) noexcept nogil:
-        """A WatchRequest: of its oneof the last one counts."""
-        cdef Reader reader
-        cdef Span body
-        cdef WatchCreate create
-        cdef int64_t watch_id = 0
-        cdef uint32_t field
-        cdef uint32_t which = 0
-        cdef int wire
-        cdef bint is_good = True
-        reader.at = data
-        reader.end = data + size
-        while is_good and reader.at < reader.end:
-            is_good = read_tag(&reader, &field, &wire)
-            if is_good and wire == WIRE_BYTES and 1 <= field <= 3:
-                is_good = read_bytes(&reader, &body)
-                # The same message twice is merged, another one replaces it.
-                if is_good and field == 1:
-                    is_good = _decode_create(&body, &create, which != 1)
-                elif is_good and field == 2:
-                    is_good = _decode_cancel(&body, &watch_id, which != 2)
-                elif is_good:
-                    is_good = _is_well_formed(&body)
-                which = field
-            elif is_good:
-                is_good = skip_field(&reader, field, wire)
-        if not is_good:
+        cdef WatchRequest request
+        if not decode_watch_request(&request, data, size):
             self._end(call, ERROR_MALFORMED)
-        elif which == 1:
-            self._create(call, &create)
-        elif which == 2:
-            self._cancel_watcher(call, watch_id)
-        elif which == 3:
+        elif request.kind == WATCH_REQUEST_CREATE:
+            self._create(call, &request.create)
+        elif request.kind == WATCH_REQUEST_CANCEL:
+            self._cancel_watcher(call, request.watch_id)
+        elif request.kind == WATCH_REQUEST_PROGRESS:
             self._ask_progress(call)
 
     cdef WatchStream *_stream_of(self, Call *call) noexcept nogil:
@@ -162,7 +138,7 @@ cdef class Watches(Replies):
         watch_id = asked.id
         if asked.start_revision < 0:
             reason = COMPACTED
-        elif _is_empty(&asked.key, &asked.end):
+        elif is_empty_range(&asked.key, &asked.end):
             reason = EMPTY_RANGE
         elif watch_id and self.index.find(stream, watch_id) != NULL:
             reason = DUPLICATE_ID
@@ -823,104 +799,3 @@ cdef inline uint8_t *_write_number(uint8_t *at, uint8_t tag, uint64_t value) noe
         at[0] = tag
         at = write_varint(at + 1, value)
     return at
-
-
-cdef bint _is_empty(const Span *key, const Span *end) noexcept nogil:
-    """Whether a range holds no key: not of one key alone, nor open."""
-    cdef int order
-    if end.size == 0 or (end.size == 1 and end.data[0] == 0):
-        return False
-    order = memcmp(key.data, end.data, min(key.size, end.size))
-    return order > 0 or (order == 0 and key.size >= end.size)
-
-
-cdef bint _is_well_formed(const Span *body) noexcept nogil:
-    cdef Reader reader
-    cdef uint32_t field
-    cdef int wire
-    reader.at = body.data
-    reader.end = body.data + body.size
-    while reader.at < reader.end:
-        if not read_tag(&reader, &field, &wire) or not skip_field(&reader, field, wire):
-            return False
-    return True
-
-
-cdef bint _decode_cancel(const Span *body, int64_t *watch_id, bint is_fresh) noexcept nogil:
-    """A WatchCancelRequest; False when malformed."""
-    cdef Reader reader
-    cdef uint64_t number
-    cdef uint32_t field
-    cdef int wire
-    if is_fresh:
-        watch_id[0] = 0
-    reader.at = body.data
-    reader.end = body.data + body.size
-    while reader.at < reader.end:
-        if not read_tag(&reader, &field, &wire):
-            return False
-        if field == 1 and wire == WIRE_VARINT:
-            if not read_varint(&reader, &number):
-                return False
-            watch_id[0] = <int64_t>number
-        elif not skip_field(&reader, field, wire):
-            return False
-    return True
-
-
-cdef bint _decode_create(const Span *body, WatchCreate *create, bint is_fresh) noexcept nogil:
-    """A WatchCreateRequest; False when malformed."""
-    cdef Reader reader
-    cdef Reader packed
-    cdef Span span
-    cdef uint64_t number
-    cdef uint32_t field
-    cdef int wire
-    if is_fresh:
-        memset(create, 0, sizeof(WatchCreate))
-    reader.at = body.data
-    reader.end = body.data + body.size
-    while reader.at < reader.end:
-        if not read_tag(&reader, &field, &wire):
-            return False
-        if wire == WIRE_BYTES and (field == 1 or field == 2):
-            if not read_bytes(&reader, &create.key if field == 1 else &create.end):
-                return False
-        elif wire == WIRE_BYTES and field == 5:
-            if not read_bytes(&reader, &span):
-                return False
-            packed.at = span.data
-            packed.end = span.data + span.size
-            while packed.at < packed.end:
-                if not read_varint(&packed, &number):
-                    return False
-                _set_field(create, 5, number)
-        elif wire == WIRE_VARINT and 3 <= field <= 8:
-            if not read_varint(&reader, &number):
-                return False
-            _set_field(create, field, number)
-        elif not skip_field(&reader, field, wire):
-            return False
-    return True
-
-
-cdef void _set_field(WatchCreate *create, uint32_t field, uint64_t number) noexcept nogil:
-    """Take a number of a WatchCreateRequest in."""
-    cdef uint32_t flag = 0
-    if field == 3:
-        create.start_revision = <int64_t>number
-    elif field == 4:
-        create.notifies = number != 0
-    elif field == 5:
-        # etcd ignores filters that it does not know.
-        if <int32_t>number == 0:
-            create.flags |= WATCH_NO_PUT
-        elif <int32_t>number == 1:
-            create.flags |= WATCH_NO_DELETE
-    elif field == 7:
-        create.id = <int64_t>number
-    else:
-        flag = WATCH_PREVIOUS if field == 6 else WATCH_FRAGMENT
-        create.flags &= ~flag
-        if number:
-            create.flags |= flag

@@ -2,8 +2,8 @@
 
 Rules:
 1. A hot path is answered by the core through `_grpc.pyx`, without Python. Every other path that a
-   worker serves is answered by a Python handler, and Watch by `_watches.pyx`; what nobody serves is Unimplemented, in etcd's or
-   grpc-go's words.
+   worker serves is answered by a Python handler, and Watch by `_watches.pyx`; what nobody serves is
+   Unimplemented, in etcd's or grpc-go's words.
 2. `method` is a Method of core/_record.pxd; a `timed` call ends after etcd's own request timeout.
 """
 

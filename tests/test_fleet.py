@@ -277,6 +277,7 @@ def test_a_worker_has_its_own_descriptors_and_no_other(
         kept = {"fd": set(os.listdir("/proc/self/fd"))}
         expected = {item.fd for item in (inheritance.requests, inheritance.replies)}
         expected |= {inheritance.bell.fd, inheritance.core_bell.fd, 0, 1, 2}
+        expected.add(inheritance.event_ring.fd)
         expected |= {listener.fileno() for listener in inheritance.listeners}
         extra = {int(name) for name in kept["fd"]} - expected
         ignored = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -29,6 +29,7 @@ SHARED_CORE = frozenset(
     {
         "admincalls",
         "_ring",
+        "_eventring",
         "_record",
         "_bytes",
         "_protobuf",

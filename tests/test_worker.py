@@ -15,11 +15,12 @@ from mmap import mmap
 import pytest
 import trio
 
+from quorate.core._eventring import EventRing
 from quorate.core._ring import Doorbell, Ring
 from quorate.core.admin import handle
 from quorate.core.config import Config
 from quorate.core.errors import EtcdError
-from quorate.core.limits import RING_BYTES_MIN, WORKER_COUNTERS_MAX
+from quorate.core.limits import EVENT_RING_BYTES_MIN, RING_BYTES_MIN, WORKER_COUNTERS_MAX
 from quorate.core.logs import Logger
 from quorate.frontends.counters import HANDLED, STARTED, unpack
 from quorate.workers.worker import Command, Worker, make_pump
@@ -45,6 +46,7 @@ class Inherited:
     replies: Ring = field(default_factory=lambda: Ring(RING_BYTES_MIN))
     bell: Doorbell = field(default_factory=Doorbell)
     core_bell: Doorbell = field(default_factory=Doorbell)
+    event_ring: EventRing = field(default_factory=lambda: EventRing(EVENT_RING_BYTES_MIN))
 
 
 class Core:

@@ -350,5 +350,5 @@ def make_pump(inheritance: Inheritance) -> Pump:
         echo=os.environ.get("QUORATE_ECHO") == "1",
         request_timeout=REQUEST_SECONDS_DEFAULT + 2 * (config.election_timeout / 1000 - 1.0),
     )
-    inheritance.event_ring.unmap()
+    inheritance.event_ring.close()
     return pump
