@@ -33,6 +33,7 @@ SHARED_CORE = frozenset(
         "_bytes",
         "_protobuf",
         "_request",
+        "_leaserequest",
         "_errors",
         "errors",
         "limits",
