@@ -283,8 +283,7 @@ cdef class Applier:
         if error:
             return error
         append_granted(
-            &self.out, &self.header, self.store.revision, lease_id,
-            self.lessor.find(lease_id).ttl)
+            &self.out, &self.header, self.store.revision, lease_id, max(ttl, self.lessor.ttl_min))
         return ERROR_NONE
 
     cdef uint16_t _revoke(self, int64_t lease_id) except? 0xffff:

@@ -2,7 +2,7 @@
 
 Rules:
 1. A lease is one block of 64 bytes; there is no Python object for it. It is found by its id in a
-   hash table with chains, which grows and shrinks some buckets at a time.
+   hash table with chains, half full at most, which grows and shrinks some buckets at a time.
 2. A key hangs on at most one lease. The newest versions of a lease's keys are a ring through the
    versions themselves and the lease (`core/_version.pxd`), so that a key leaves without a search.
    The store keeps the rings right (`Store.put`, `delete_range`, `delete_version`).
@@ -116,7 +116,7 @@ cdef class Lessor:
             lease.expiry = self.now + lease.ttl * 1000
             self._push(lease)
         self._move_some(MOVED_PER_STEP)
-        if self.count > self.bucket_count:
+        if self.count * 2 > self.bucket_count:
             self._resize(self.bucket_count * 2)
         return ERROR_NONE
 
@@ -133,7 +133,7 @@ cdef class Lessor:
         self.revoked += 1
         self.arena.release(lease, sizeof(Lease))
         self._move_some(MOVED_PER_STEP)
-        if self.count * 8 < self.bucket_count and self.bucket_count > BUCKETS_MIN:
+        if self.count * 16 < self.bucket_count and self.bucket_count > BUCKETS_MIN:
             self._resize(self.bucket_count // 2)
 
     cdef void checkpoint(self, Lease *lease, int64_t remaining) noexcept nogil:
