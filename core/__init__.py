@@ -14,6 +14,7 @@ Words that all share
     _bytes, _protobuf   loads, stores, CRC, buffers; protobuf's primitives
     _record             what workers and core say to one another
     _request, _reply    KV messages as C structs: decoding and checks; encoding
+    _leaserequest       the same of requests about leases
     admincalls          the numbers of what is asked in Python
 
 The road of a request
@@ -36,10 +37,11 @@ Consensus and disk
 
 State
     apply               everything that entries made: store, members, alarms
-    _apply              KV entries and read-only transactions on the store
+    _apply              KV and lease entries, and read-only transactions, on the store
     members             members, their ids, alarms, cluster version
     _mvcc               the store: revisions, versions, compaction, hashes
     _version, _keytree, _history, _arena    one version; the tree; the order; the memory
+    _lessor, _leases    leases, their keys, and when they run out; what is answered of them
     _selection, _listing        what a Range selects, and how a long answer leaves in slices
     _storeview          the store for Python: tests and tools
 

@@ -4,7 +4,9 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from quorate.core._bytes cimport Buffer
+from quorate.core._lessor cimport Lessor
 from quorate.core._mvcc cimport Store
+from quorate.core._port cimport Port
 from quorate.core._reply cimport Header
 from quorate.core._request cimport Compare, KvRequest, Op
 from quorate.core._run cimport Run, Waiter
@@ -20,7 +22,8 @@ cdef class Applier:
     cdef readonly uint64_t applied  # raft index of the last entry applied
     cdef list ports                 # slot -> Port, or None while there is no worker
     cdef object others              # callable(entry type, index, data): entries that Python applies
-    cdef readonly set leases        # ids that a put may name
+    cdef readonly Lessor lessor     # the store's
+    cdef int64_t lease_id           # of the checkpoint or revoke applied last
     cdef KvRequest request          # scratch
     cdef Buffer out                 # the reply under way
     cdef Buffer deleted             # Version * of the delete under way
@@ -39,6 +42,13 @@ cdef class Applier:
     cdef uint16_t _delete_range(self, const Op *op) except? 0xffff
     cdef int _append_delete(self, const Op *op, const Header *header) except -1
     cdef uint16_t _compact(self, const Op *op) except? 0xffff
+    cdef uint16_t _lease(
+            self, uint32_t method, const uint8_t *data, size_t size) except? 0xffff
+    cdef uint16_t _grant(self, int64_t lease_id, int64_t ttl) except? 0xffff
+    cdef uint16_t _revoke(self, int64_t lease_id) except? 0xffff
+    cdef uint16_t _checkpoint(self, const uint8_t *data, size_t size) noexcept
+    cdef int _answer_keep_alive(self, Port port, const Waiter *waiter) except -1
+    cdef void settle(self, const Waiter *waiter, uint16_t error) noexcept
     cdef uint16_t _txn(self, bint writes) except? 0xffff
     cdef void _compare(self, int32_t txn) noexcept
     cdef uint16_t _check(self, int32_t txn, bint writes) except? 0xffff

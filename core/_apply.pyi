@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+from quorate.core._lessor import Lessor
 from quorate.core._mvcc import Store
 from quorate.core._port import Port
 from quorate.core._run import Run
@@ -9,7 +10,7 @@ class Applier:
     no_space: bool
     corrupt: bool
     applied: int
-    leases: set[int]
+    lessor: Lessor
     def __init__(
         self,
         store: Store,
@@ -17,6 +18,7 @@ class Applier:
         others: Callable[[int, int, bytes], None],
     ) -> None: ...
     def identify(self, cluster_id: int, member_id: int) -> None: ...
+    def set_time(self, milliseconds: int) -> None: ...
     def figures(self) -> tuple[int, int, int]: ...
     def set_term(self, term: int) -> None: ...
     def apply(self, run: Run) -> None: ...

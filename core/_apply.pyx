@@ -1,4 +1,4 @@
-"""Committed entries and reads of the KV API -> the store, and the replies to them.
+"""Committed entries and reads -> the store and its leases, and the replies to them.
 
 Rules:
 1. Apply is total: whatever a committed entry holds, it is applied or has a deterministic error, on
@@ -8,6 +8,8 @@ Rules:
 3. Where etcd's own check misses that an earlier delete of the same Txn takes the key that a put
    with `ignore_value` or `ignore_lease` needs, and panics midway, we answer `key not found`.
 4. A reply is encoded once, here; workers only frame it.
+5. A revoke deletes all keys of its lease in one revision, in the order of the keys.
+6. A keep-alive that had to go through the log renews its lease here, if no revoke came before it.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -16,14 +18,21 @@ from libc.string cimport memcmp, memmove
 from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve, load_le32
 from quorate.core._errors cimport (
     ERROR_COMPACTED, ERROR_CORRUPT, ERROR_EMPTY_KEY, ERROR_FUTURE_REVISION, ERROR_KEY_NOT_FOUND,
-    ERROR_LEASE_NOT_FOUND, ERROR_NONE, ERROR_NO_SPACE,
+    ERROR_LEASE_NOT_FOUND, ERROR_MALFORMED, ERROR_NONE, ERROR_NO_SPACE,
 )
+from quorate.core._leaserequest cimport LeaseRequest, decode_lease
+from quorate.core._leases cimport append_granted, append_kept_alive
+from quorate.core._lessor cimport KeyRow, LEASE_EXPIRING, Lease
 from quorate.core._listing cimport CompactionWait
 from quorate.core._mvcc cimport Cursor, Store
 from quorate.core._port cimport Port
-from quorate.core._protobuf cimport Reader, Span, WIRE_BYTES, read_bytes, read_tag, skip_field
+from quorate.core._protobuf cimport (
+    Reader, Span, WIRE_BYTES, WIRE_VARINT, read_bytes, read_tag, read_varint, skip_field,
+)
 from quorate.core._record cimport (
-    METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_NONE, METHOD_PUT, METHOD_RANGE, METHOD_TXN,
+    METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_LEASE_CHECKPOINT, METHOD_LEASE_GRANT,
+    METHOD_LEASE_KEEP_ALIVE, METHOD_LEASE_REVOKE, METHOD_NONE, METHOD_PUT, METHOD_RANGE, METHOD_TXN,
+    REPLY_FIRST, REPLY_LAST,
 )
 from quorate.core._reply cimport (
     Header, OMIT_NOTHING, TAG_DELETE_DELETED, TAG_DELETE_PREV_KVS, TAG_PUT_PREV_KV,
@@ -35,7 +44,7 @@ from quorate.core._request cimport (
     COMPARE_NOT_EQUAL, COMPARE_VALUE, COMPARE_VERSION, Compare, KvRequest, NO_INDEX,
     OP_DELETE_RANGE, OP_PUT, OP_RANGE, OP_TXN, Op, compare_at, decode_request, op_at, request_free,
 )
-from quorate.core._run cimport ENTRY_HEADER_SIZE, ENTRY_NORMAL, Run, Waiter
+from quorate.core._run cimport ENTRY_HEADER_SIZE, ENTRY_NORMAL, NO_SLOT, Run, Waiter
 from quorate.core._selection cimport Selection
 from quorate.core._version cimport (
     Version, version_lease, version_value, version_value_size,
@@ -55,7 +64,7 @@ cdef class Applier:
         self.store = store
         self.ports = ports
         self.others = others
-        self.leases = set()
+        self.lessor = store.lessor
 
     def __dealloc__(self):
         request_free(&self.request)
@@ -71,6 +80,10 @@ cdef class Applier:
     def set_term(self, uint64_t term):
         """Tell the raft term that replies show."""
         self.header.raft_term = term
+
+    def set_time(self, int64_t milliseconds):
+        """Tell what time it is by the core's clock."""
+        self.lessor.now = max(self.lessor.now, milliseconds)
 
     def figures(self):
         """(live keys, bytes of a checkpoint, bytes in use of these)."""
@@ -111,7 +124,7 @@ cdef class Applier:
         if size == 0 and entry_type == ENTRY_NORMAL:
             return 0    # a new leader's first entry
         if entry_type == ENTRY_NORMAL:
-            method = _kv_method(data, size, &request)
+            method = _method_of(data, size, &request)
         if method == METHOD_NONE:
             self.others(entry_type, index, data[:size])
             return 0
@@ -123,9 +136,14 @@ cdef class Applier:
         cdef CompactionWait wait
         if waiter == NULL or waiter.method == METHOD_NONE:
             return 0
+        self.settle(waiter, error)
+        if waiter.slot == NO_SLOT:
+            return 0
         port = self.ports[waiter.slot]
         if port is None or port.generation != waiter.generation:
             return 0
+        if waiter.method == METHOD_LEASE_KEEP_ALIVE:
+            return self._answer_keep_alive(port, waiter)
         if error:
             return port.refuse(waiter.request_id, error)
         if waiter.method == METHOD_COMPACT and op_at(&self.request, 0).serializable:
@@ -137,13 +155,26 @@ cdef class Applier:
             return port.start(wait)
         return port.reply_message(waiter.request_id, self.out.data, self.out.size)
 
+    cdef void settle(self, const Waiter *waiter, uint16_t error) noexcept:
+        """An entry of leases is applied or refused: take it off what is under way."""
+        if waiter.slot == NO_SLOT:
+            self.lessor.proposed -= min(self.lessor.proposed, 1u)
+            if error and error != ERROR_LEASE_NOT_FOUND:
+                self.lessor.unexpire(<int64_t>waiter.request_id)
+        elif waiter.method == METHOD_LEASE_KEEP_ALIVE:
+            self.lessor.renewing -= min(self.lessor.renewing, 1u)
+
     # --- one operation; the reply is left in `out` ---
 
     cdef uint16_t write(self, uint32_t method, const uint8_t *data, size_t size) except? 0xffff:
         """Run what a committed entry asks for; answers an ErrorId, and then nothing changed."""
-        cdef uint16_t error = decode_request(&self.request, method, data, size)
-        cdef Op *op = op_at(&self.request, 0)
+        cdef uint16_t error
+        cdef Op *op
         self.out.size = 0
+        if method >= METHOD_LEASE_GRANT:
+            return self._lease(method, data, size)
+        error = decode_request(&self.request, method, data, size)
+        op = op_at(&self.request, 0)
         if error:
             return error
         if self.corrupt:
@@ -228,6 +259,101 @@ cdef class Applier:
         append_header(&self.out, &self.header, self.store.revision)
         return ERROR_NONE
 
+    # --- leases ---
+
+    cdef uint16_t _lease(
+            self, uint32_t method, const uint8_t *data, size_t size) except? 0xffff:
+        cdef LeaseRequest request
+        if method == METHOD_LEASE_CHECKPOINT:
+            return self._checkpoint(data, size)
+        if decode_lease(&request, method, data, size):
+            return ERROR_MALFORMED
+        self.lease_id = request.id
+        if self.corrupt:
+            return ERROR_CORRUPT
+        if method == METHOD_LEASE_GRANT:
+            return self._grant(request.id, request.ttl)
+        return self._revoke(request.id)
+
+    cdef uint16_t _grant(self, int64_t lease_id, int64_t ttl) except? 0xffff:
+        cdef uint16_t error
+        if self.no_space:
+            return ERROR_NO_SPACE
+        error = self.lessor.grant(lease_id, ttl)
+        if error:
+            return error
+        append_granted(
+            &self.out, &self.header, self.store.revision, lease_id, max(ttl, self.lessor.ttl_min))
+        return ERROR_NONE
+
+    cdef uint16_t _revoke(self, int64_t lease_id) except? 0xffff:
+        cdef Lease *lease = self.lessor.find(lease_id)
+        cdef const KeyRow *row
+        cdef const KeyRow *end
+        if lease == NULL:
+            return ERROR_LEASE_NOT_FOUND
+        self.deleted.size = 0
+        self.lessor.append_keys(lease, &self.deleted)
+        row = <const KeyRow *>self.deleted.data
+        end = row + self.deleted.size // sizeof(KeyRow)
+        self.store.begin()
+        while row < end:
+            self.store.delete_version(row.version)
+            row += 1
+        self.store.end()
+        self.lessor.remove(lease)
+        append_header(&self.out, &self.header, self.store.revision)
+        return ERROR_NONE
+
+    cdef uint16_t _checkpoint(self, const uint8_t *data, size_t size) noexcept:
+        """Note what is left of each lease that is still there."""
+        cdef Reader reader
+        cdef Reader one
+        cdef Span span
+        cdef uint32_t field
+        cdef int wire
+        cdef uint64_t[2] values
+        cdef Lease *lease
+        reader.at = data
+        reader.end = data + size
+        while reader.at < reader.end:
+            if not read_tag(&reader, &field, &wire):
+                return ERROR_MALFORMED
+            if field != 1 or wire != WIRE_BYTES:
+                if not skip_field(&reader, field, wire):
+                    return ERROR_MALFORMED
+                continue
+            if not read_bytes(&reader, &span):
+                return ERROR_MALFORMED
+            one.at = span.data
+            one.end = span.data + span.size
+            values[0] = values[1] = 0
+            while one.at < one.end:
+                if not read_tag(&one, &field, &wire):
+                    return ERROR_MALFORMED
+                if wire == WIRE_VARINT and field <= 2:
+                    if not read_varint(&one, &values[field - 1]):
+                        return ERROR_MALFORMED
+                elif not skip_field(&one, field, wire):
+                    return ERROR_MALFORMED
+            self.lease_id = <int64_t>values[0]
+            lease = self.lessor.find(self.lease_id)
+            if lease != NULL:
+                self.lessor.checkpoint(lease, <int64_t>values[1])
+        return ERROR_NONE
+
+    cdef int _answer_keep_alive(self, Port port, const Waiter *waiter) except -1:
+        """The log decided: the lease is there and renewed, or it is gone."""
+        cdef Lease *lease = self.lessor.find(self.lease_id)
+        cdef int64_t ttl = 0
+        if lease != NULL and not lease.flags & LEASE_EXPIRING:
+            ttl = self.lessor.renew(lease)
+        self.out.size = 0
+        append_kept_alive(&self.out, &self.header, self.store.revision, self.lease_id, ttl)
+        return port.reply(
+            waiter.request_id, REPLY_FIRST | REPLY_LAST, 0, self.out.size, self.out.data,
+            self.out.size)
+
     # --- Txn ---
 
     cdef uint16_t _txn(self, bint writes) except? 0xffff:
@@ -299,7 +425,7 @@ cdef class Applier:
         cdef size_t i
         if op.key.size == 0:
             return ERROR_EMPTY_KEY
-        if op.lease != 0 and op.lease not in self.leases:
+        if op.lease != 0 and self.lessor.find(op.lease) == NULL:
             return ERROR_LEASE_NOT_FOUND
         if not op.ignore_value and not op.ignore_lease:
             return ERROR_NONE
@@ -362,8 +488,8 @@ cdef class Applier:
         return 0
 
 
-cdef uint32_t _kv_method(const uint8_t *data, size_t size, Span *request) noexcept nogil:
-    """Which KV request an InternalRaftRequest carries; METHOD_NONE: another kind, or malformed."""
+cdef uint32_t _method_of(const uint8_t *data, size_t size, Span *request) noexcept nogil:
+    """Which request an InternalRaftRequest carries; METHOD_NONE: one for Python, or malformed."""
     cdef Reader reader
     cdef uint32_t field
     cdef uint32_t method = METHOD_NONE
@@ -377,7 +503,7 @@ cdef uint32_t _kv_method(const uint8_t *data, size_t size, Span *request) noexce
             # A request of the v2 API, in its field or, up to etcd 3.4, bare: then 2 is its method,
             # and what follows only looks like the fields below. etcd, too, asks for it first.
             return METHOD_NONE
-        if wire == WIRE_BYTES and 3 <= field <= 7:
+        if wire == WIRE_BYTES and 3 <= field <= 11 and field != 10:
             if not read_bytes(&reader, request):
                 return METHOD_NONE
             method = METHODS[field - 3]
@@ -386,8 +512,12 @@ cdef uint32_t _kv_method(const uint8_t *data, size_t size, Span *request) noexce
     return method
 
 
-cdef uint32_t[5] METHODS
-METHODS[:] = [METHOD_RANGE, METHOD_PUT, METHOD_DELETE_RANGE, METHOD_TXN, METHOD_COMPACT]
+# By the number of its field; 10 is an alarm.
+cdef uint32_t[9] METHODS
+METHODS[:] = [
+    METHOD_RANGE, METHOD_PUT, METHOD_DELETE_RANGE, METHOD_TXN, METHOD_COMPACT, METHOD_LEASE_GRANT,
+    METHOD_LEASE_REVOKE, METHOD_NONE, METHOD_LEASE_CHECKPOINT,
+]
 
 
 cdef bint _has_put(KvRequest *request) noexcept nogil:

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The requests of a turn: writes become one run of entries, reads wait for their read index."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from quorate.core._apply cimport Applier
 from quorate.core._bytes cimport Buffer
@@ -9,7 +9,7 @@ from quorate.core._events cimport Events
 from quorate.core._port cimport Port
 from quorate.core._record cimport Request
 from quorate.core._request cimport KvRequest
-from quorate.core._run cimport Run
+from quorate.core._run cimport Run, Waiter
 
 
 cdef struct Read:
@@ -34,7 +34,10 @@ cdef class Batch:
     cdef size_t request_bytes_max   # of a message from a worker
     cdef uint32_t txn_ops_max
     cdef uint64_t entry_id          # of the request made an entry last
+    cdef uint64_t lease_id          # chosen for a client last
     cdef readonly uint32_t taken    # records of this turn
+    cdef readonly uint32_t writes   # how many of them became entries
+    cdef Run late                   # entries for the next turn's run
     cdef readonly Run run           # the writes of this turn, or None
     cdef readonly Reads reads       # the linearizable reads of this turn, or None
     cdef readonly list asked        # (port, request id, call, payload) for Python, in order
@@ -51,6 +54,15 @@ cdef class Batch:
             size_t size) except -1
     cdef int _watch(
             self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
+    cdef Run _late_run(self)
+    cdef int _add_entry(
+            self, Run run, uint8_t tag, const uint8_t *data, size_t size,
+            const Waiter *waiter) except -1
+    cdef int _take_lease(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
+    cdef int64_t _choose_lease(self) noexcept
+    cdef int _read_lease(self, Port port, const Read *read, const uint8_t *data) except -1
+    cdef int _keep_alive(self, Port port, const Read *read, int64_t lease_id) except -1
     cdef int _wait_to_read(
             self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
     cdef int _read(self, Port port, const Read *read, const uint8_t *data) except -1

@@ -7,10 +7,16 @@ Rules:
    bytes>, header {ID}}.
 3. Serializable reads are answered from what is applied; linearizable ones wait, all of a turn's
    together, until raft has told a read index and that index is applied.
-4. A turn takes at most TURN_BYTES_MAX from the rings and at most TURN_RECORDS_MAX records of each.
+4. Keep-alives are linearizable reads, so they are answered in their order: etcd, too, makes sure
+   that it leads. One that has to be in the log first is an entry of the next run, and so are all
+   that come after it until it is applied.
+5. Leases run out at the end of a turn, after the keep-alives that were there: their revokes are
+   entries of the next run, no more at a time than what a turn may take, and none before those of
+   the time before are applied.
+6. A turn takes at most TURN_BYTES_MAX from the rings and at most TURN_RECORDS_MAX records of each.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from quorate.core._apply cimport Applier
@@ -19,15 +25,22 @@ from quorate.core._catchup cimport catch_up
 from quorate.core._errors cimport ERROR_CORRUPT
 from quorate.core._eventring cimport EventRing
 from quorate.core._events cimport Events
+from quorate.core._leaserequest cimport LeaseRequest, decode_lease, is_lease_method
+from quorate.core._leases cimport (
+    LEASE_ENTRY_MAX, LeaseKeys, LeaseList, SHORT_KEYS_MAX, append_kept_alive, append_time_to_live,
+    write_checkpoint, write_grant, write_revoke,
+)
+from quorate.core._lessor cimport Lease, Lessor, needs_log
 from quorate.core._listing cimport Hashing, Listing, Stream
 from quorate.core._mvcc cimport Store
 from quorate.core._port cimport Port
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._record cimport (
     METHOD_ADMIN, METHOD_CANCEL, METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_FOLLOW, METHOD_HASH,
-    METHOD_HASH_KV, METHOD_NONE, METHOD_PULL, METHOD_PUT, METHOD_RANGE, METHOD_RANGE_STREAM,
-    METHOD_TXN, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_SLICE_MAX, REPLY_WHOLE, WATCH_PREVIOUS,
-    CatchUpRequest, Request,
+    METHOD_HASH_KV, METHOD_LEASE_CHECKPOINT, METHOD_LEASE_GRANT, METHOD_LEASE_KEEP_ALIVE,
+    METHOD_LEASE_LEASES, METHOD_LEASE_REVOKE, METHOD_NONE, METHOD_PULL, METHOD_PUT, METHOD_RANGE,
+    METHOD_RANGE_STREAM, METHOD_TXN, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_FIRST, REPLY_LAST,
+    REPLY_SLICE_MAX, REPLY_WHOLE, WATCH_PREVIOUS, CatchUpRequest, Request,
 )
 from quorate.core._reply cimport (
     TAG_RANGE_COUNT, TAG_RANGE_KVS, append_header, append_key_value, append_number,
@@ -36,7 +49,7 @@ from quorate.core._request cimport (
     Op, check_request, has_revision_filters, decode_request, is_read_only, is_serializable, omitted,
     op_at, request_free,
 )
-from quorate.core._run cimport ENTRY_NORMAL, Run, Waiter
+from quorate.core._run cimport ENTRY_NORMAL, NO_SLOT, Run, Waiter
 from quorate.core._selection cimport STEP_KEYS_MAX, Selection
 from quorate.core._version cimport Version
 from quorate.core.limits import EVENT_RING_BYTES_MIN
@@ -47,11 +60,16 @@ cdef enum:
     TAG_DELETE_RANGE = 42
     TAG_TXN = 50
     TAG_COMPACTION = 58
+    TAG_LEASE_GRANT = 66
+    TAG_LEASE_REVOKE = 74
+    TAG_LEASE_CHECKPOINT = 90
     # Tag, size, header tag, header size, ID tag, and the varints at their longest.
     ENTRY_OVERHEAD_MAX = 32
     # Bytes of requests taken in one turn: what one sync then writes. About 10 ms of a plain disk.
     TURN_BYTES_MAX = 4194304
     TURN_RECORDS_MAX = 4096
+    # Leases in one checkpoint, as in etcd (maxLeaseCheckpointBatchSize).
+    CHECKPOINTS_MAX = 1000
 
 
 cdef class Reads:
@@ -89,10 +107,11 @@ cdef class Batch:
         """
         cdef Port port
         cdef bint more = False
-        self.run = None
+        self.run = self.late
+        self.late = None
         self.reads = None
         self.asked = []
-        self.taken = 0
+        self.taken = self.writes = 0
         for port in self.ports:
             if port is not None and not port.corrupt and self._drain_port(port):
                 more = True
@@ -163,6 +182,8 @@ cdef class Batch:
         cdef uint32_t method = asked.method
         cdef uint16_t error
         cdef Read read
+        if is_lease_method(method):
+            return self._take_lease(port, asked, data, size)
         error = decode_request(&self.request, method, data, size)
         if not error:
             error = check_request(&self.request, method, self.txn_ops_max)
@@ -213,13 +234,24 @@ cdef class Batch:
             size_t size) except -1:
         """Make the request an entry of this turn's run."""
         cdef Waiter waiter
-        cdef uint8_t *at
-        cdef size_t id_size
         if self.run is None:
             self.run = Run()
+        waiter.request_id = asked.request_id
+        waiter.slot = port.slot
+        waiter.generation = port.generation
+        waiter.method = asked.method
+        self.writes += 1
+        return self._add_entry(self.run, tag, data, size, &waiter)
+
+    cdef int _add_entry(
+            self, Run run, uint8_t tag, const uint8_t *data, size_t size,
+            const Waiter *waiter) except -1:
+        """An InternalRaftRequest with this request."""
+        cdef uint8_t *at
+        cdef size_t id_size
         self.entry_id += 1
         id_size = varint_size(self.entry_id)
-        at = self.run.add(1 + varint_size(size) + size + 4 + id_size, ENTRY_NORMAL)
+        at = run.add(1 + varint_size(size) + size + 4 + id_size, ENTRY_NORMAL)
         at[0] = tag
         at = write_varint(at + 1, size)
         if size:
@@ -230,11 +262,13 @@ cdef class Batch:
         at[2] = <uint8_t>(1 + id_size)
         at[3] = 0x08
         write_varint(at + 4, self.entry_id)
-        waiter.request_id = asked.request_id
-        waiter.slot = port.slot
-        waiter.generation = port.generation
-        waiter.method = asked.method
-        return self.run.add_waiter(&waiter)
+        return run.add_waiter(<Waiter *>waiter)
+
+    cdef Run _late_run(self):
+        """The run of the next turn."""
+        if self.late is None:
+            self.late = Run()
+        return self.late
 
     def propose(self, encode):
         """Add Python's entry, `encode(entry id) -> bytes`, to this turn's run; answers its id."""
@@ -257,10 +291,140 @@ cdef class Batch:
         cdef const Waiter *end = <const Waiter *>(run.waiters.data + run.waiters.size)
         cdef Port port
         while waiter < end:
-            port = self.ports[waiter.slot] if waiter.method != METHOD_NONE else None
+            port = None
+            if waiter.method != METHOD_NONE:
+                self.applier.settle(waiter, error)
+                port = self.ports[waiter.slot] if waiter.slot != NO_SLOT else None
             if port is not None and port.generation == waiter.generation:
                 port.refuse(waiter.request_id, error)
             waiter += 1
+
+    # --- leases ---
+
+    def seed_leases(self, uint64_t start):
+        """Where the choice of lease ids for clients begins."""
+        self.lease_id = start
+
+    cdef int64_t _choose_lease(self) noexcept:
+        """A positive id that no lease has, for a client that leaves the choice to us."""
+        cdef int64_t chosen = 0
+        while chosen == 0 or self.applier.lessor.find(chosen) != NULL:
+            self.lease_id += 1
+            chosen = <int64_t>(self.lease_id << 1 >> 1)
+        return chosen
+
+    cdef int _take_lease(
+            self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1:
+        cdef LeaseRequest request
+        cdef uint8_t[LEASE_ENTRY_MAX] entry
+        if decode_lease(&request, asked.method, data, size):
+            port.dropped += 1
+            return 0
+        if asked.method == METHOD_LEASE_GRANT:
+            size = write_grant(entry, request.id or self._choose_lease(), request.ttl)
+            return self._propose(port, asked, TAG_LEASE_GRANT, entry, size)
+        if asked.method == METHOD_LEASE_REVOKE:
+            size = write_revoke(entry, request.id)
+            return self._propose(port, asked, TAG_LEASE_REVOKE, entry, size)
+        return self._wait_to_read(port, asked, data, size)
+
+    cdef int _read_lease(self, Port port, const Read *read, const uint8_t *data) except -1:
+        """Answer what is asked of leases, or begin a long answer."""
+        cdef LeaseRequest request
+        cdef Store store = self.applier.store
+        cdef const Lease *lease
+        cdef LeaseKeys keys
+        cdef LeaseList listing
+        decode_lease(&request, read.method, data, read.size)
+        if read.method == METHOD_LEASE_KEEP_ALIVE:
+            return self._keep_alive(port, read, request.id)
+        if read.method == METHOD_LEASE_LEASES:
+            listing = LeaseList()
+            listing.request_id = read.request_id
+            listing.store = store
+            listing.header = self.applier.header
+            return port.start(listing)
+        lease = store.lessor.find(request.id)
+        if (request.keys and lease != NULL
+                and store.lessor.count_keys(lease, SHORT_KEYS_MAX + 1) > SHORT_KEYS_MAX):
+            keys = LeaseKeys()
+            keys.request_id = read.request_id
+            keys.store = store
+            keys.header = self.applier.header
+            keys.lease_id = request.id
+            return port.start(keys)
+        self.reply.size = 0
+        append_time_to_live(
+            &self.reply, &self.applier.header, store, request.id, request.keys)
+        return port.reply_message(read.request_id, self.reply.data, self.reply.size)
+
+    cdef int _keep_alive(self, Port port, const Read *read, int64_t lease_id) except -1:
+        """Renew a lease at once, or through the log: rule 4."""
+        cdef Lessor lessor = self.applier.lessor
+        cdef Lease *lease = lessor.find(lease_id)
+        cdef Waiter waiter
+        cdef uint8_t[LEASE_ENTRY_MAX] entry
+        if lessor.renewing or (lease != NULL and needs_log(lease)):
+            waiter.request_id = read.request_id
+            waiter.slot = port.slot
+            waiter.generation = port.generation
+            waiter.method = METHOD_LEASE_KEEP_ALIVE
+            lessor.renewing += 1
+            return self._add_entry(
+                self._late_run(), TAG_LEASE_CHECKPOINT, entry,
+                write_checkpoint(entry, lease_id, 0), &waiter)
+        self.reply.size = 0
+        append_kept_alive(
+            &self.reply, &self.applier.header, self.applier.store.revision, lease_id,
+            lessor.renew(lease) if lease != NULL else 0)
+        return port.reply(
+            read.request_id, REPLY_FIRST | REPLY_LAST, 0, self.reply.size, self.reply.data,
+            self.reply.size)
+
+    def expire(self, uint64_t budget):
+        """Propose, for the next turn, to revoke leases that have run out and to note what is left
+        of others: about `budget` keys and leases. True when the next turn has entries to propose.
+        """
+        cdef Lessor lessor = self.applier.lessor
+        cdef Lease *lease = NULL
+        cdef Waiter waiter
+        cdef uint8_t[LEASE_ENTRY_MAX] entry
+        cdef uint64_t cost
+        cdef int checkpoints = 0
+        cdef uint32_t entries = 0
+        waiter.slot = NO_SLOT
+        waiter.generation = 0
+        self.reply.size = 0
+        while budget and not lessor.proposed and not self.applier.corrupt:
+            lease = lessor.next_due()
+            if lease == NULL:
+                break
+            if lease.expiry > lessor.now:
+                buffer_append(
+                    &self.reply, entry,
+                    write_checkpoint(entry, lease.id, lessor.begin_checkpoint(lease)))
+                checkpoints += 1
+                cost = 1
+                if checkpoints == CHECKPOINTS_MAX:
+                    break
+            else:
+                waiter.method = METHOD_LEASE_REVOKE
+                waiter.request_id = <uint64_t>lease.id
+                cost = 1 + lessor.count_keys(lease, budget)
+                lessor.expire(lease)
+                self._add_entry(
+                    self._late_run(), TAG_LEASE_REVOKE, entry, write_revoke(entry, lease.id),
+                    &waiter)
+                entries += 1
+            budget -= min(cost, budget)
+        if checkpoints:
+            waiter.method = METHOD_LEASE_CHECKPOINT
+            waiter.request_id = 0
+            self._add_entry(
+                self._late_run(), TAG_LEASE_CHECKPOINT, self.reply.data, self.reply.size, &waiter)
+            entries += 1
+        lessor.proposed += entries
+        return self.late is not None
 
     # --- reads ---
 
@@ -293,7 +457,8 @@ cdef class Batch:
             at += sizeof(Read)
             port = self.ports[read.slot]
             if port is not None and port.generation == read.generation:
-                decode_request(&self.request, read.method, reads.requests.data + at, read.size)
+                if not is_lease_method(read.method):
+                    decode_request(&self.request, read.method, reads.requests.data + at, read.size)
                 self._read(port, read, reads.requests.data + at)
             at += (read.size + 7) & ~<size_t>7
 
@@ -312,6 +477,8 @@ cdef class Batch:
     cdef int _read(self, Port port, const Read *read, const uint8_t *data) except -1:
         """Answer a read that is decoded in `request`, or begin a long answer."""
         cdef uint16_t error
+        if is_lease_method(read.method):
+            return self._read_lease(port, read, data)
         if self.applier.corrupt and read.method != METHOD_HASH and read.method != METHOD_HASH_KV:
             return port.refuse(read.request_id, ERROR_CORRUPT)
         if read.method == METHOD_RANGE:

@@ -12,6 +12,7 @@ from quorate.core._arena cimport Arena
 from quorate.core._bytes cimport Buffer
 from quorate.core._history cimport History, HistoryCursor
 from quorate.core._keytree cimport KeyTree, Leaf
+from quorate.core._lessor cimport Lessor
 from quorate.core._version cimport (
     Version,
     version_is_tombstone,
@@ -78,6 +79,7 @@ cdef class Store:
     cdef readonly Arena arena
     cdef KeyTree tree
     cdef History history
+    cdef readonly Lessor lessor                 # the leases that keys hang on
 
     # Figures. Bytes of keys count once for every version, as in a backend file.
     cdef readonly uint64_t versions             # stored, tombstones included
@@ -115,6 +117,8 @@ cdef class Store:
         self, const uint8_t *key, size_t key_size, const uint8_t *end, size_t end_size,
         Buffer *deleted,
     ) except -1 nogil
+    # Deletes a key by its newest version, which is no tombstone.
+    cdef int delete_version(self, Version *live) except -1 nogil
     cdef void end(self) noexcept nogil
     # What `end` would make the revision now.
     cdef int64_t write_revision(self) noexcept nogil
@@ -177,3 +181,4 @@ cdef class Store:
     cdef void _store_hash(self, HashState *state) noexcept nogil
     cdef bint _is_leftover(self, const Version *version) noexcept
     cdef _check_version(self, const Version *version)
+    cdef _check_hold(self, Version *version, where)

@@ -37,15 +37,18 @@ from quorate.core._bytes cimport (
     buffer_reserve,
     crc32c,
     store_be64,
-    store_le64,
 )
 from quorate.core._errors cimport ERROR_COMPACTED, ERROR_FUTURE_REVISION, ERROR_NONE
 from quorate.core._history cimport History, HistoryCursor
 from quorate.core._keytree cimport Item, KeyTree, Path, compare_keys, keys_search
+from quorate.core._lessor cimport Lessor
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._version cimport (
     VERSION_LEASED,
+    Hold,
     Version,
+    ring_remove,
+    version_hold,
     version_is_tombstone,
     version_key,
     version_lease,
@@ -165,6 +168,7 @@ cdef class Store:
         self.arena = Arena()
         self.tree = KeyTree(self.arena, sizeof(Version))
         self.history = History(self.arena)
+        self.lessor = Lessor()
         self.revision = 1
         self.compact_revision = self.finished_revision = self.queued_revision = -1
 
@@ -196,15 +200,19 @@ cdef class Store:
         cdef Path path
         cdef bint found
         cdef Version *previous = NULL
-        cdef size_t size = sizeof(Version) + key_size + value_size + (8 if lease else 0)
-        cdef Version *version = self._new_version(key_size, size)
+        cdef size_t size = sizeof(Version) + key_size + value_size
+        cdef Version *version
+        if lease:
+            size = ((size + 7) & ~<size_t>7) + sizeof(Hold)
+        version = self._new_version(key_size, size)
         version.value_size = <uint32_t>value_size
         memcpy(<uint8_t *>version_key(version), key, key_size)
         if value_size:
             memcpy(<uint8_t *>version_value(version), value, value_size)
         if lease:
             version.flags = VERSION_LEASED
-            store_le64(<uint8_t *>version_value(version) + value_size, <uint64_t>lease)
+            memset(version_hold(version), 0, sizeof(Hold))
+            version_hold(version).lease = lease
         found = self.tree.locate(&path, key, key_size)
         if found:
             previous = <Version *>path.leaf.keys.items[path.index]
@@ -220,7 +228,17 @@ cdef class Store:
             version.create_revision = previous.create_revision
             version.version = previous.version + 1
         self._add(version, previous)
+        if lease:
+            self.lessor.attach(lease, version)
         return version
+
+    cdef int delete_version(self, Version *live) except -1 nogil:
+        """Write a tombstone on top of a key's newest version."""
+        cdef Path path
+        cdef Version *tombstone = self._delete(live)
+        self.tree.locate(&path, version_key(live), live.key_size)
+        self.tree.replace(&path, <Item *>tombstone, False)
+        return 0
 
     cdef int64_t delete_range(
         self, const uint8_t *key, size_t key_size, const uint8_t *end, size_t end_size,
@@ -284,6 +302,8 @@ cdef class Store:
         version.previous = previous
         if previous != NULL:
             previous.newer = version
+            # Only a key's newest version says on which lease it hangs.
+            ring_remove(previous)
         self.history.append(version)
         self.versions += 1
         self.key_bytes += version.key_size
@@ -685,6 +705,7 @@ cdef class Store:
             self.versions, blocks, self.arena.blocks))
         _check(last == NULL or last.mod_revision <= self.write_revision(), "revision", (
             self.revision))
+        self.lessor.check()
         if not self.sweeping:
             _check(leftovers == self.leftovers, "leftovers", (leftovers, self.leftovers))
         _check(self.finished_revision <= self.compact_revision <= self.revision, "revisions", (
@@ -714,6 +735,7 @@ cdef class Store:
             _check(0 < version.create_revision <= version.mod_revision, "creation", where)
             _check((version.version == 1) == (version.create_revision == version.mod_revision)
                    or version.version > 1, "first version", where)
+        self._check_hold(<Version *>version, where)
         if previous == NULL:
             _check(version.version <= 1 or version.create_revision <= self.compact_revision, (
                 "a version is missing"), where)
@@ -731,6 +753,16 @@ cdef class Store:
             # Only compaction takes out what was in between.
             _check(version_is_tombstone(previous), "a key that exists is created", where)
             _check(previous.mod_revision < self.compact_revision, "a missing version", where)
+
+    cdef _check_hold(self, Version *version, where):
+        """A key is in its lease's ring from its newest version alone."""
+        cdef bint held
+        cdef bint exists
+        if not version.flags & VERSION_LEASED:
+            return
+        held = version_hold(version).link.next != 0
+        exists = self.lessor.find(version_lease(version)) != NULL
+        _check(held == (exists and version.newer == NULL), "hangs on its lease", where)
 
 
 cdef _check(bint holds, what, where):

@@ -3,8 +3,9 @@
 
 A record is a header and then `ring record size - header size` payload bytes.
 
-Request, worker -> core. The payload of a KV request is the protobuf message as the client sent it
-(checked by the worker, and again here, because the core trusts nothing that a worker writes).
+Request, worker -> core. The payload of a KV or Lease request is the protobuf message as the client
+sent it (checked by the worker, and again here, because the core trusts nothing that a worker
+writes).
 
     METHOD_CANCEL   the asker is gone: drop what is still to be sent; no payload, no answer
     METHOD_PULL     the worker took `credit` more bytes of this long reply: send as many again
@@ -17,6 +18,9 @@ Request, worker -> core. The payload of a KV request is the protobuf message as 
                     key-values. Messages are whole records of the event ring; the last one, with
                     END, is a FollowEnd instead; or ERROR_COMPACTED
     METHOD_UNFOLLOW this worker reads the event ring no more; no answer
+
+A keep-alive's request id is that of its stream, which may have many under way; they are answered
+in their order, each by a whole message without END, and an error by END.
 
 Reply, core -> worker. A reply is one or more messages of the method's response type (one for unary
 calls), each in one or more slices, and one record is one slice. FIRST starts a message and `extra`
@@ -37,6 +41,12 @@ cdef enum Method:
     METHOD_RANGE_STREAM = 6
     METHOD_HASH_KV = 7
     METHOD_HASH = 8
+    METHOD_LEASE_GRANT = 16
+    METHOD_LEASE_REVOKE = 17
+    METHOD_LEASE_KEEP_ALIVE = 18
+    METHOD_LEASE_TIME_TO_LIVE = 19
+    METHOD_LEASE_LEASES = 20
+    METHOD_LEASE_CHECKPOINT = 21    # the core's own, in the log alone
     METHOD_CANCEL = 64
     METHOD_PULL = 65
     METHOD_ADMIN = 66

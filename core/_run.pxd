@@ -13,10 +13,12 @@ cdef enum EntryType:
 cdef enum:
     # An entry in a run: u32 data size, u32 type (both little endian), then the data.
     ENTRY_HEADER_SIZE = 8
+    # The slot of a Waiter whose entry the core made by itself: of leases that run out.
+    NO_SLOT = 0xffffffff
 
 
 cdef struct Waiter:
-    uint64_t request_id     # of the asker's worker
+    uint64_t request_id     # of the asker's worker; NO_SLOT: the lease that is revoked, or 0
     uint32_t slot           # of that worker
     uint32_t generation     # of that slot: a reply to a replaced worker is dropped
     uint32_t method         # a Method of core/_record.pxd; 0 = nobody waits

@@ -1,17 +1,28 @@
 # cython: language_level=3
 """One version of one key: its layout in memory and how to read it."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
-
-from quorate.core._bytes cimport load_le64
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 
 cdef enum:
-    VERSION_LEASED = 1      # the lease's id stands after the value
+    VERSION_LEASED = 1      # a Hold stands after the value, at the next multiple of 8
+
+
+cdef struct LeaseLink:
+    # A place in the ring of a lease's keys. Each side is the address of a Version, or that of the
+    # lease's own LeaseLink and 1. Both 0: in no ring.
+    uintptr_t next
+    uintptr_t prior
+
+
+cdef struct Hold:
+    # What a version that hangs on a lease has besides; only the key's newest one is in the ring.
+    int64_t lease
+    LeaseLink link
 
 
 cdef struct Version:
     # Immutable, but for its links, once its transaction ended. The bytes of the key and of the
-    # value follow, then the lease if there is one. Read those through the functions below.
+    # value follow, then the Hold if there is one. Read those through the functions below.
     uint32_t key_size       # first, because the tree reads it there
     uint32_t value_size
     int64_t mod_revision
@@ -45,9 +56,13 @@ cdef inline size_t version_value_size(const Version *version) noexcept nogil:
 
 cdef inline int64_t version_lease(const Version *version) noexcept nogil:
     """The lease that the key hangs on since this version; 0 = none."""
-    if version.flags & VERSION_LEASED:
-        return <int64_t>load_le64(version_value(version) + version.value_size)
-    return 0
+    return version_hold(version).lease if version.flags & VERSION_LEASED else 0
+
+
+cdef inline Hold *version_hold(const Version *version) noexcept nogil:
+    """What ties a version that is VERSION_LEASED to its lease."""
+    cdef size_t size = sizeof(Version) + version.key_size + version.value_size
+    return <Hold *>(<uint8_t *>version + ((size + 7) & ~<size_t>7))
 
 
 cdef inline bint version_is_tombstone(const Version *version) noexcept nogil:
@@ -62,7 +77,41 @@ cdef inline Version *version_previous(const Version *version) noexcept nogil:
 
 cdef inline size_t version_size(const Version *version) noexcept nogil:
     """Bytes of the whole record in the arena."""
-    return (
-        sizeof(Version) + version.key_size + version.value_size
-        + (8 if version.flags & VERSION_LEASED else 0)
-    )
+    cdef size_t size = sizeof(Version) + version.key_size + version.value_size
+    if version.flags & VERSION_LEASED:
+        return ((size + 7) & ~<size_t>7) + sizeof(Hold)
+    return size
+
+
+cdef inline LeaseLink *link_at(uintptr_t place) noexcept nogil:
+    """The links at one side of a LeaseLink."""
+    if place & 1:
+        return <LeaseLink *>(place - 1)
+    return &version_hold(<Version *>place).link
+
+
+cdef inline void ring_open(LeaseLink *ring) noexcept nogil:
+    """Make the lease's own link a ring of no keys."""
+    ring.next = ring.prior = <uintptr_t>ring | 1
+
+
+cdef inline void ring_add(LeaseLink *ring, Version *version) noexcept nogil:
+    """Hang a leased version into a ring."""
+    cdef LeaseLink *link = &version_hold(version).link
+    link.next = ring.next
+    link.prior = <uintptr_t>ring | 1
+    link_at(ring.next).prior = <uintptr_t>version
+    ring.next = <uintptr_t>version
+
+
+cdef inline void ring_remove(Version *version) noexcept nogil:
+    """Take a version out of the ring that it is in, if it is in one."""
+    cdef LeaseLink *link
+    if not version.flags & VERSION_LEASED:
+        return
+    link = &version_hold(version).link
+    if link.next == 0:
+        return
+    link_at(link.prior).next = link.next
+    link_at(link.next).prior = link.prior
+    link.next = link.prior = 0

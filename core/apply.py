@@ -4,8 +4,8 @@ Rules:
 1. Apply is total: whatever a committed entry holds, every member does the same with it and goes on.
    The one exception is an entry that only a later version can apply: to skip it would make this
    member another than the others, so the process stops and says so.
-2. KV requests are applied by `_apply.pyx`, which no Python runs for; the rest comes through
-   `apply_other`, one entry at a time, in its place in the order.
+2. KV and lease requests are applied by `_apply.pyx`, which no Python runs for; the rest comes
+   through `apply_other`, one entry at a time, in its place in the order.
 3. Who proposed an entry in Python hears of it here, by the entry's id, after it is applied.
 """
 
@@ -29,8 +29,8 @@ from .messages import (
 )
 from .protobuf import fields
 
-# Fields of InternalRaftRequest that this version cannot apply: leases, auth, downgrades.
-FIELDS_NOT_APPLIED = frozenset({8, 9, 11, *range(1000, 1300), 1302})
+# Fields of InternalRaftRequest that this version cannot apply: auth, downgrades.
+FIELDS_NOT_APPLIED = frozenset({*range(1000, 1300), 1302})
 
 # Gets the alarms that a proposed AlarmRequest changed, or why it was not applied.
 AlarmsDone = Callable[[Sequence[AlarmMember] | EtcdError], None]
@@ -70,7 +70,7 @@ class State:
         self._waiting.pop(entry_id)(error)
 
     def apply_other(self, entry_type: int, index: int, data: bytes) -> None:
-        """Apply an entry that is no KV request. Raises Fatal, as rule 1 says."""
+        """Apply an entry that `_apply.pyx` leaves to Python. Raises Fatal, as rule 1 says."""
         if entry_type != EntryType.NORMAL:
             self.conf_changed(self.members.apply_conf_change(entry_type, data))
             return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections import deque
 from collections.abc import Mapping
 from typing import TypedDict, Unpack
@@ -28,10 +29,18 @@ from .limits import GRPC_OVERHEAD_BYTES
 from .logs import Logger
 from .members import bootstrap_runs, cluster_id, initial_members
 from .messages import ConfState, HardState
-from .node import Node
+from .node import Clock, Node
 from .raft import Config as RaftConfig
 from .raft import Raft
 from .raftlog import RaftLog
+
+# A lease's id is, as in etcd, 16 bits of this member's id and a count, which begins anywhere.
+LEASE_COUNT_BITS = 48
+
+
+def monotonic_milliseconds() -> int:
+    """The core's clock: it never goes back, whatever happens to the time of day."""
+    return time.monotonic_ns() // 1_000_000
 
 
 class LogOptions(TypedDict, total=False):
@@ -66,10 +75,12 @@ def start_node(
     doorbell: int,
     logger: Logger,
     event_ring: EventRing | None = None,
+    clock: Clock = monotonic_milliseconds,
     **options: Unpack[LogOptions],
 ) -> Node:
     """The same on any disk, where the directories exist already. Raises Fatal."""
     state = State(ports, logger)
+    state.applier.lessor.ttl_min = lease_seconds_min(config)
     started = None
     if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
         started = recover(config, disk, state, logger, **options)
@@ -77,9 +88,17 @@ def start_node(
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
     batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops, event_ring)
-    node = Node(state, raft, wal, batch, ports, doorbell, logger)
+    count = random.getrandbits(LEASE_COUNT_BITS)
+    batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
+    node = Node(state, raft, wal, batch, ports, doorbell, logger, clock)
     elect(node)
     return node
+
+
+def lease_seconds_min(config: Config) -> int:
+    """The shortest lease: etcd's one and a half elections, in whole seconds."""
+    ticks = config.election_timeout // config.heartbeat_interval * 3 // 2
+    return -(-ticks * config.heartbeat_interval // 1000)
 
 
 def bootstrap(config: Config, disk: Disk, **options: Unpack[LogOptions]) -> tuple[Wal, Raft]:

@@ -279,4 +279,20 @@ class NotImplementedError(EtcdError):
     text = "etcdserver: not implemented"
 
 
+class LeaseExistsError(EtcdError):
+    """`etcdserver: lease already exists`."""
+
+    id = 32
+    code = Status.FAILED_PRECONDITION
+    text = "etcdserver: lease already exists"
+
+
+class LeaseTtlTooLargeError(EtcdError):
+    """`etcdserver: too large lease TTL`."""
+
+    id = 33
+    code = Status.OUT_OF_RANGE
+    text = "etcdserver: too large lease TTL"
+
+
 BY_ID: dict[int, type[EtcdError]] = {error.id: error for error in EtcdError.__subclasses__()}

@@ -173,3 +173,11 @@ DRAIN_SECONDS_MAX = 0.8
 # A list keeps the revision it reads from being compacted away. One whose revision was compacted
 # meanwhile is given up after this: its client takes less than 500 KB/s of a reply of 300 MB.
 LONG_REPLY_SECONDS_MAX = 600.0
+
+# --- leases ---------------------------------------------------------------------------------------
+# Memory of replies that tell of leases and their keys, all of them together: 16 bytes for each of a
+# million leases, and of the keys of one lease their bytes. Who comes when it is used up waits.
+LEASE_REPLIES_BYTES_MAX = 64 * 1024 * 1024
+# Keep-alives of one stream that the core has not answered yet; what comes after them waits at the
+# client. More than what comes in one read of a socket is never needed to keep the core busy.
+STREAM_REQUESTS_MAX = 512

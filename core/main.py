@@ -33,6 +33,8 @@ from .version import SERVER_VERSION
 LINGER_MILLISECONDS = 1
 # A leader without followers has nobody to send heartbeats to: its ticks may be slow and rare.
 LONE_TICK_MILLISECONDS = 1000
+# How exact the moment is at which a lease runs out: it may be late by this, and never early.
+LEASE_TICK_MILLISECONDS = 100
 # Objects that may pile up before the collector looks for cycles among them.
 GARBAGE_OBJECTS_MAX = 100_000
 # However busy the turns are, the event loop gets its say this often.
@@ -110,14 +112,26 @@ async def turn(fleet: Fleet, node: Node, report: Report) -> None:
 
 
 async def tick(config: Config, node: Node) -> None:
-    """Let time go by."""
+    """Let time go by, and wake the node when a lease runs out.
+
+    A lease lasts at least a second, so that one which is granted while this sleeps is seen in time.
+    """
+    ticked = node.clock()
     while True:
         leads = node.raft.leader == node.raft.id
         milliseconds = LONE_TICK_MILLISECONDS if leads else config.heartbeat_interval
-        await trio.sleep(milliseconds / 1000)
-        node.tick(milliseconds)
-        # A turn, whatever the doorbell says: to send what the tick gave up, and because a hostile
-        # worker may have silenced the bell for the others.
+        now = node.clock()
+        due = node.lease_due()
+        pause = max(ticked + milliseconds - now, 0)
+        if due is not None:
+            pause = min(pause, max(due - now, LEASE_TICK_MILLISECONDS))
+        await trio.sleep(pause / 1000)
+        now = node.clock()
+        if now >= ticked + milliseconds:
+            node.tick(now - ticked)
+            ticked = now
+        # A turn, whatever the doorbell says: for the leases, to send what the tick gave up, and
+        # because a hostile worker may have silenced the bell for the others.
         os.eventfd_write(node.doorbell, 1)
 
 

@@ -8,6 +8,7 @@ Synchronous; the world is its arguments. A turn, from the requests in the rings 
     apply      what raft says is committed is applied, and those who wait are answered  (_apply)
     serve      reads whose index is applied are answered                                (_batch)
     publish    what was written is told to those who watch                              (_events)
+    expire     leases that have run out are revoked by entries of the next turn         (_batch)
     tidy       a step of compaction, one of a long reply, and the replies go out        (_port)
 
 Rules:
@@ -19,6 +20,8 @@ Rules:
    put became 10.6).
 3. A failed write or sync raises out of `turn` and ends the process: nothing is retried, nothing
    more is acknowledged.
+4. The clock is asked when a turn begins and when a sync is done: a lease is granted or renewed from
+   a moment on that is never before its answer by more than one apply.
 """
 
 from __future__ import annotations
@@ -35,13 +38,17 @@ from .errors import EtcdError, LeaderChangedError
 from .limits import LONG_REPLY_SECONDS_MAX
 from .logs import Logger
 from .messages import AlarmRequest, InternalRaftRequest, RequestHeader
-from .raft import Raft, Ready, SoftState
+from .raft import Raft, Ready, Role, SoftState
 from .readindex import ReadState
 
 # A sync is quick, and may run in the turn itself, if the one before took no longer; rule 2.
 QUICK_SYNC_SECONDS = 0.001
 # Compacted versions removed in a turn: below 100 microseconds.
 COMPACT_STEP = 200
+# Leases revoked in a turn, at least: about half a millisecond. More, if that is not more than what
+# writers asked of the turn, or than what the disk takes for a sync.
+EXPIRE_STEP = 256
+EXPIRE_SECONDS_PER_KEY = 2e-6
 
 LONG_REPLY_MILLISECONDS_MAX = int(LONG_REPLY_SECONDS_MAX * 1000)
 
@@ -49,6 +56,8 @@ LONG_REPLY_MILLISECONDS_MAX = int(LONG_REPLY_SECONDS_MAX * 1000)
 ReadDone = Callable[[EtcdError | None], None]
 # Answers what a worker asks in Python: the call, its payload, and where the answer goes.
 Handle = Callable[[int, bytes, Callable[[bytes | EtcdError], None]], None]
+# Milliseconds of a clock that never goes back.
+Clock = Callable[[], int]
 
 
 class Asked:
@@ -73,6 +82,7 @@ class Node:
         ports: list[Port | None],
         doorbell: int,
         logger: Logger,
+        clock: Clock,
     ) -> None:
         self.state = state
         self.applier = state.applier
@@ -82,6 +92,8 @@ class Node:
         self.ports = ports
         self.doorbell = doorbell  # what the log's thread writes when a sync is done
         self.logger = logger
+        self.clock = clock
+        self.applier.set_time(clock())
         state.conf_changed = raft.apply_conf_change
         # What is appended and not synced, and what the sync under way makes durable.
         self._appended: list[Ready] = []
@@ -97,6 +109,7 @@ class Node:
     def turn(self, handle: Handle) -> bool:
         """Do everything that can be done now; True when there is more to do at once."""
         batch = self.batch
+        self.applier.set_time(self.clock())
         more = batch.drain()
         for port, request_id, call, payload in batch.asked:
             handle(call, payload, partial(answer, port, request_id))
@@ -105,9 +118,11 @@ class Node:
             self._propose(run)
         if batch.reads is not None or self._read_callbacks:
             self._ask_index()
-        only_writes = run is not None and run.count == batch.taken and not more
+        only_writes = run is not None and batch.writes == batch.taken and not more
         self.work(alone=only_writes and self.wal.last_sync_seconds <= QUICK_SYNC_SECONDS)
         batch.events.publish()
+        if batch.expire(self._expire_budget(run)):
+            more = True
         if self.applier.compact_step(COMPACT_STEP):
             more = True
         for each in self.ports:
@@ -116,6 +131,15 @@ class Node:
                     more = True
                 each.flush()
         return more
+
+    def _expire_budget(self, run: Run | None) -> int:
+        """How many keys of leases that have run out the next turn may delete."""
+        writes = run.count if run is not None else 0
+        return max(EXPIRE_STEP, writes, int(self.wal.last_sync_seconds / EXPIRE_SECONDS_PER_KEY))
+
+    def lease_due(self) -> int | None:
+        """When the next lease is to be looked at, by the clock; None while there is none."""
+        return self.applier.lessor.due()
 
     def tick(self, milliseconds: int) -> None:
         """A tick went by, so long since the one before."""
@@ -185,6 +209,7 @@ class Node:
 
     def _persisted(self, done: Sequence[Ready]) -> None:
         """These Readys are durable: raft's messages to itself first, then the storage's answer."""
+        self.applier.set_time(self.clock())
         for ready in done:
             for message in ready.responses:
                 self.raft.step(message)
@@ -215,6 +240,12 @@ class Node:
         """Somebody leads, or nobody does any more."""
         self.applier.set_term(self.raft.term)
         self.batch.events.ring.identify(self.wal.cluster_id, self.wal.node_id, self.raft.term)
+        lessor = self.applier.lessor
+        leads = state.role is Role.LEADER
+        if leads and not lessor.is_primary:
+            lessor.promote()
+        elif lessor.is_primary and not leads:
+            lessor.demote()
         role = state.role.name.lower()
         self.logger.info("raft role", role=role, leader=f"{state.leader:x}", term=self.raft.term)
 

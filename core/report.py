@@ -85,11 +85,17 @@ class Report:
         store = node.state.store
         syncs = node.wal.statistics()
         keys, _, _ = node.applier.figures()
+        granted, revoked, renewed, expired, ttls, ttl_seconds = node.applier.lessor.metrics()
         return {
             "etcd_disk_wal_fsync_duration_seconds": admin.Histogram(
                 syncs.fsync_buckets, syncs.fsync_seconds
             ),
             "etcd_disk_wal_write_bytes_total": syncs.written_bytes,
+            "etcd_debugging_lease_granted_total": granted,
+            "etcd_debugging_lease_revoked_total": revoked,
+            "etcd_debugging_lease_renewed_total": renewed,
+            "etcd_debugging_lease_ttl_total": admin.Histogram(ttls, ttl_seconds),
+            "etcd_debugging_server_lease_expired_total": expired,
             "etcd_debugging_mvcc_keys_total": keys,
             "etcd_debugging_mvcc_current_revision": store.revision,
             "etcd_debugging_mvcc_compact_revision": store.compact_revision,

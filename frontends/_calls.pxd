@@ -37,13 +37,15 @@ cdef enum CallFlag:
     CALL_BAD_TIMEOUT = 16384
     CALL_PLAIN_TYPE = 32768         # answer with content-type application/grpc, whatever was asked
     CALL_COUNTED = 131072           # in the counters of its hot path
-    CALL_FOLLOWS = 262144           # our own question to the core for all events
+    CALL_FOLLOWS = 524288           # our own question to the core for all events
+    CALL_LAST = 262144              # a stream of requests is over; it ends with its last answer
     CALL_LISTED = 65536             # in the list of calls that owe the ring something
 
 cdef enum Owed:
     OWES_REQUEST = 1        # the ring was full
     OWES_PULL = 2
     OWES_CANCEL = 4
+    OWES_STREAM = 8         # the ring was full, and `message` holds requests of a stream
 
 cdef enum:
     # Of a hot path, in the order of frontends/counters.py; from the last on one per gRPC code.
@@ -120,7 +122,7 @@ cdef struct Call:
     uint64_t extra          # of the request to the core
     void *watch             # WatchStream of a Watch that has had watchers
     Buffer *owed            # the request that is owed, if it is not `message`
-    Buffer message          # the message that is coming in, or an owed request
+    Buffer message          # what is coming in, or an owed request; of a hot stream what waits
     Buffer reply            # what is to be sent as DATA
     int32_t stream_id
     uint32_t flags          # CallFlag
@@ -133,6 +135,7 @@ cdef struct Call:
     uint32_t code           # gRPC code of the end, with `details.text`; or
     uint32_t error          # ErrorId of the end, when `code` is 0
     uint32_t http_status    # of an answer without a message
+    uint32_t pending        # requests of a stream that the core has not answered
     uint8_t prefix[8]
 
 
@@ -189,6 +192,8 @@ cdef class Calls:
         self, Call *call, uint32_t method, uint64_t extra, const uint8_t *data, size_t
         size) noexcept nogil
     cdef void _owe(self, Call *call, uint32_t what) noexcept nogil
+    cdef void _list(self, Call *call) noexcept nogil
+    cdef void _go_on(self, Call *call) noexcept nogil
     cdef void _forgive(self, Call *call) noexcept nogil
     cdef bint _pay(self, Call *call) noexcept nogil
     cdef bint pay_owed(self) noexcept nogil

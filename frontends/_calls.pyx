@@ -192,6 +192,10 @@ cdef class Calls:
         # `_cancel` may have left a call in the list that owed nothing any more.
         if call.flags & CALL_LISTED or (self.owing == NULL and self._pay(call)):
             return
+        self._list(call)
+
+    cdef void _list(self, Call *call) noexcept nogil:
+        """Have the call come when there is room in the ring again."""
         call.previous_owing = self.owing_last
         call.next_owing = NULL
         if self.owing_last != NULL:
@@ -201,6 +205,9 @@ cdef class Calls:
         self.owing_last = call
         call.flags |= CALL_LISTED
         self.is_full = True
+
+    cdef void _go_on(self, Call *call) noexcept nogil:
+        """Take what a hot stream holds back, as far as there is room; `_grpc.pyx` knows how."""
 
     cdef void _forgive(self, Call *call) noexcept nogil:
         """Nothing is owed any more."""
@@ -227,6 +234,11 @@ cdef class Calls:
             request.size = 0
             if call.peer != NULL and call.owed == NULL:
                 self._set_partial(call, 0)
+        if call.owes & OWES_STREAM:
+            call.owes &= ~<uint32_t>OWES_STREAM
+            self._go_on(call)
+            if call.owes & OWES_STREAM:
+                return False
         if call.owes & OWES_PULL:
             if not self._push(call, METHOD_PULL, <uint64_t>call.taken, NULL, 0):
                 return False
@@ -261,7 +273,7 @@ cdef class Calls:
             if call.owed == NULL:
                 call.message.size = 0
             return
-        call.owes &= ~<uint32_t>OWES_PULL
+        call.owes &= ~<uint32_t>(OWES_PULL | OWES_STREAM)
         self._owe(call, OWES_CANCEL)
 
     cdef bint publish(self) noexcept nogil:

@@ -45,6 +45,14 @@ cdef class Grpc(Watches):
     cdef void _take_compressed(self, Call *call, const uint8_t *data, size_t size) noexcept with gil
     cdef void _take_plain(self, Call *call, const uint8_t *data, size_t size) noexcept nogil
     cdef void _ask(self, Call *call, const uint8_t *data, size_t size) noexcept nogil
+
+    # Hot calls whose client streams.
+    cdef void _take_stream(self, Call *call, const uint8_t *data, size_t size) noexcept nogil
+    cdef size_t _take_requests(self, Call *call, const uint8_t *data, size_t size) noexcept nogil
+    cdef void _ask_more(self, Call *call, const uint8_t *data, size_t size) noexcept nogil
+    cdef void _go_on(self, Call *call) noexcept nogil
+    cdef void _give_window(self, Call *call) noexcept nogil
+    cdef void _finish_stream(self, Call *call) noexcept nogil
     cdef void _half_close(self, Call *call) noexcept nogil
 
 

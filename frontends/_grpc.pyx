@@ -3,13 +3,16 @@
 Rules:
 1. No socket and no clock: bytes go through `feed_peer` and `drain_peer`; `set_now` says the time.
 2. A hot call meets no Python: its message goes from the client's DATA into the ring to the core.
-3. Texts and codes of refusals are grpc-go's, in grpc-go's order of checks.
+3. A hot call whose client streams sends each message on like that. What finds the ring full, or
+   more than STREAM_REQUESTS_MAX of its own before it, is kept, and its window is not given back:
+   a client that floods waits, and nobody else does.
+4. Texts and codes of refusals are grpc-go's, in grpc-go's order of checks.
 """
 
 import cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memmove
 
 from quorate.core import limits
 from quorate.core._bytes cimport buffer_append, load_be32
@@ -36,6 +39,10 @@ cdef enum:
     # No call is answered within this many ns.
     TIMEOUT_MIN = 1000
 
+cdef uint32_t STREAM_MAX = limits.STREAM_REQUESTS_MAX
+# grpc-go's words for a message of a stream; of a unary call it says it otherwise.
+cdef const char *UNREADABLE = (
+    b"grpc: failed to unmarshal the received message: proto: cannot parse invalid wire-format data")
 cdef size_t STREAM_WINDOW_HALF = limits.STREAM_WINDOW_BYTES // 2
 # A PutResponse with a header, as the core would answer it.
 cdef bytes ECHO = bytes.fromhex("0a1808c3c3c3c3c3c3c3c30110c3c3c3c3c3c3c3c30118052003")
@@ -330,6 +337,9 @@ cdef class Grpc(Watches):
             # The window of a call that has its answer is not given back.
             return
         call.unconsumed += size
+        if call.route.kind == ROUTE_HOT and call.route.client_streams:
+            self._take_stream(call, data, size)
+            return
         while True:
             if call.prefix_size < PREFIX_SIZE and not self._take_prefix(call, &data, &size):
                 break
@@ -410,6 +420,9 @@ cdef class Grpc(Watches):
         """A message that means something: to the core or to Python."""
         cdef uint16_t error
         cdef Event *event
+        if call.route.kind == ROUTE_HOT and call.route.client_streams:
+            self._ask_more(call, data, size)
+            return
         if call.route.kind == ROUTE_HOT:
             error = 0 if self.echo else check(call.route.method, data, size, &self.check_limits)
             call.flags |= CALL_DEAF
@@ -452,10 +465,104 @@ cdef class Grpc(Watches):
             buffer_append(&call.message, data, size)
         self._owe(call, OWES_REQUEST)
 
+    # --- hot calls whose client streams ----------------------------------------------------------
+
+    cdef void _take_stream(self, Call *call, const uint8_t *data, size_t size) noexcept nogil:
+        """Bytes of requests: whole ones go to the core while it may have more, the rest is kept."""
+        cdef size_t taken = 0
+        if call.message.size == 0:
+            taken = self._take_requests(call, data, size)
+        if call.flags & CALL_DEAF:
+            return
+        if taken < size:
+            if not self._set_partial(call, call.message.size + size - taken):
+                self.calls_cut += 1
+                self._cut(call)
+                return
+            buffer_append(&call.message, data + taken, size - taken)
+            if taken == 0 and not call.owes & OWES_STREAM:
+                self._go_on(call)
+                return
+        self._give_window(call)
+
+    cdef size_t _take_requests(self, Call *call, const uint8_t *data, size_t size) noexcept nogil:
+        """Send whole requests on; answers the bytes of those that went."""
+        cdef size_t taken = 0
+        while size - taken >= PREFIX_SIZE and call.pending < STREAM_MAX:
+            memcpy(&call.prefix[0], data + taken, PREFIX_SIZE)
+            call.message_size = load_be32(&call.prefix[1])
+            if call.message_size > self.message_max:
+                self._refuse(call, 200, 8, REFUSE_SIZE, NULL)
+                break
+            if size - taken - PREFIX_SIZE < call.message_size:
+                break
+            self._take_message(call, data + taken + PREFIX_SIZE, call.message_size)
+            if call.flags & CALL_DEAF or call.owes & OWES_STREAM:
+                break
+            taken += PREFIX_SIZE + call.message_size
+        return taken
+
+    cdef void _ask_more(self, Call *call, const uint8_t *data, size_t size) noexcept nogil:
+        """One request of a stream: to the core, or back to where it came from until there is room.
+        """
+        if self.echo:
+            self._queue_message(call, ECHO_DATA, ECHO_SIZE)
+        elif check(call.route.method, data, size, &self.check_limits):
+            self._end_with(call, 13, UNREADABLE)
+            return
+        elif self.owing == NULL or self.owing == call:
+            if not self._push(call, call.route.method, 0, data, size):
+                call.owes |= OWES_STREAM
+        else:
+            call.owes |= OWES_STREAM
+        if call.owes & OWES_STREAM:
+            if not call.flags & CALL_LISTED:
+                self._list(call)
+            return
+        call.route.counts[COUNT_RECEIVED] += 1
+        if not self.echo:
+            call.flags |= CALL_ASKED
+            call.pending += 1
+
+    cdef void _go_on(self, Call *call) noexcept nogil:
+        """Take what is kept, as far as there is room."""
+        cdef size_t taken = self._take_requests(call, call.message.data, call.message.size)
+        if call.flags & CALL_DEAF:
+            call.message.size = 0
+            self._set_partial(call, 0)
+            return
+        call.message.size -= taken
+        memmove(call.message.data, call.message.data + taken, call.message.size)
+        self._set_partial(call, call.message.size)
+        self._give_window(call)
+        if call.flags & CALL_HALF_CLOSED:
+            self._finish_stream(call)
+
+    cdef void _give_window(self, Call *call) noexcept nogil:
+        """Let the client send more, but for what waits here."""
+        cdef size_t waiting = 0
+        if call.owes & OWES_STREAM or call.pending >= STREAM_MAX:
+            waiting = min(call.message.size, call.unconsumed)
+        if call.unconsumed - waiting >= STREAM_WINDOW_HALF and not call.flags & CALL_DEAF:
+            http2_consume(&call.peer.http2, call.stream_id, call.unconsumed - waiting)
+            call.unconsumed = waiting
+            self.mark_dirty(call.peer)
+
+    cdef void _finish_stream(self, Call *call) noexcept nogil:
+        """The client has sent its last: the call ends with its last answer."""
+        if call.message.size == 0:
+            self._end(call, 0)
+        elif not call.owes & OWES_STREAM and call.pending < STREAM_MAX:
+            self._end_with(call, 13, b"unexpected EOF")
+
     cdef void _half_close(self, Call *call) noexcept nogil:
         """The client has sent its last."""
         call.flags |= CALL_HALF_CLOSED
         if call.flags & CALL_ENDED or call.route == NULL:
+            return
+        if call.route.kind == ROUTE_HOT and call.route.client_streams:
+            if not call.flags & CALL_DEAF:
+                self._finish_stream(call)
             return
         cdef bint is_between = call.prefix_size < PREFIX_SIZE
         if call.route.kind == ROUTE_WATCH and is_between:

@@ -1,4 +1,4 @@
-"""What a worker refuses at once of the KV requests, so that the core never hears of it.
+"""What a worker refuses at once of the KV and Lease requests, so that the core never hears of it.
 
 The message itself travels on unchanged: the core decodes it again, because it trusts no worker.
 """
@@ -6,6 +6,7 @@ The message itself travels on unchanged: the core decodes it again, because it t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from quorate.core._errors cimport ERROR_NONE, ERROR_REQUEST_TOO_LARGE
+from quorate.core._leaserequest cimport LeaseRequest, decode_lease, is_lease_method
 from quorate.core._protobuf cimport varint_size
 from quorate.core._record cimport METHOD_COMPACT, METHOD_DELETE_RANGE, METHOD_PUT, METHOD_TXN
 from quorate.core._request cimport (
@@ -25,11 +26,15 @@ cdef KvRequest scratch      # of this process's one pump
 cdef uint16_t check(
         uint32_t method, const uint8_t *data, size_t size,
         const CheckLimits *limits) noexcept nogil:
-    """The ErrorId that a KV request deserves before any look-up, ERROR_NONE to pass it on.
+    """The ErrorId that a request deserves before any look-up, ERROR_NONE to pass it on.
 
     Without memory for the check the request is passed on: the core decides.
     """
-    cdef uint16_t error = _check(method, data, size, limits)
+    cdef uint16_t error
+    cdef LeaseRequest request
+    if is_lease_method(method):
+        return decode_lease(&request, method, data, size)
+    error = _check(method, data, size, limits)
     if (scratch.ops.capacity + scratch.frames.capacity + scratch.compares.capacity
             > SCRATCH_BYTES_MAX):
         request_free(&scratch)

@@ -37,6 +37,7 @@ cdef class Replies(Calls):
     # From the core.
     cdef uint32_t take_replies(self, uint32_t at_most) noexcept nogil
     cdef void _take_reply(self, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil
+    cdef void _answered(self, Call *call) noexcept nogil
     cdef bint _is_error(self, uint32_t error) noexcept nogil
     cdef bint _take_slice(
         self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil

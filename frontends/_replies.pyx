@@ -1,8 +1,8 @@
 """Replies and ends of calls: slices from the core, DATA for HTTP/2, statuses, trailers.
 
 Rules:
-1. A call ends once: `_end`, `_end_with`, `_refuse` and `_cut` say how, `_send_end` sends it, and
-   `_gone` follows when the stream is closed.
+1. A call ends once, after the answers to all that it asked: `_end`, `_end_with`, `_refuse` and
+   `_cut` say how, `_send_end` sends it, and `_gone` follows when the stream is closed.
 2. A reply waits here until the client's window has room; what waits is counted in bytes, for the
    connection and for the worker, and the call that goes beyond a limit is cut.
 3. The core is trusted no further than its slices add up; a call whose reply does not is cut.
@@ -35,6 +35,8 @@ cdef enum:
 cdef size_t REPLY_MAX = limits.REPLY_BYTES_MAX
 cdef size_t WORKER_REPLY_MAX = limits.WORKER_REPLY_BYTES_MAX
 cdef size_t SEND_HIGH = limits.CALL_SEND_BYTES_HIGH
+# A stream that was held back goes on when so many of its requests are left with the core.
+cdef uint32_t STREAM_LOW = limits.STREAM_REQUESTS_MAX // 2
 cdef size_t SEND_LOW = limits.CALL_SEND_BYTES_LOW
 cdef size_t WATCH_LOW = limits.WATCH_SEND_BYTES_LOW
 
@@ -120,12 +122,24 @@ cdef class Replies(Calls):
         if size or reply.flags & (REPLY_FIRST | REPLY_LAST):
             if not self._take_slice(call, reply, data, size):
                 return
+        if call.pending and reply.flags & REPLY_LAST:
+            self._answered(call)
         if reply.flags & REPLY_END:
             if not self._is_error(reply.error) or call.reply_left:
                 self.replies_wrong += 1
                 self._cut(call)
                 return
             self._end(call, reply.error)
+
+    cdef void _answered(self, Call *call) noexcept nogil:
+        """The core answered one request of a stream: there is room for more, or that was all."""
+        call.pending -= 1
+        if call.pending == 0:
+            call.flags &= ~<uint32_t>CALL_ASKED
+        if call.message.size and not call.owes & OWES_STREAM and call.pending <= STREAM_LOW:
+            self._go_on(call)
+        if call.pending == 0 and call.flags & CALL_LAST:
+            self._end(call, call.error)
 
     cdef bint _is_error(self, uint32_t error) noexcept nogil:
         """Whether this is an ErrorId, or 0."""
@@ -225,7 +239,7 @@ cdef class Replies(Calls):
         call.reply_at += size
         call.peer.reply_bytes -= size
         self.reply_bytes -= size
-        if call.flags & CALL_ASKED:
+        if call.flags & CALL_ASKED and (call.watch != NULL or not call.route.client_streams):
             call.taken += size
             if call.taken >= REPLY_WINDOW // 2:
                 self._owe(call, OWES_PULL)
@@ -317,6 +331,12 @@ cdef class Replies(Calls):
     cdef void _end(self, Call *call, uint32_t error) noexcept nogil:
         """End the call with an ErrorId, or 0; what is queued is sent before."""
         if call.flags & CALL_ENDED:
+            return
+        if call.pending and call.flags & CALL_ASKED:
+            # What was asked before is answered before.
+            if not call.flags & CALL_LAST:
+                call.flags |= CALL_LAST | CALL_DEAF
+                call.error = error
             return
         call.flags |= CALL_ENDED | CALL_DEAF
         call.error = error

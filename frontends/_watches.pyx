@@ -32,7 +32,7 @@ from quorate.core._errors cimport ERROR_COMPACTED, ERROR_MALFORMED
 from quorate.core._eventring cimport (
     EVENT_DELETE, EVENT_HAS_PREVIOUS, EVENT_LAST, EventReader, EventRecord,
 )
-from quorate.core._protobuf cimport Span, varint_size, write_varint
+from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._record cimport (
     METHOD_FOLLOW, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_END, REPLY_FIRST, REPLY_LAST,
     REPLY_WINDOW, WATCH_NO_DELETE, WATCH_NO_PUT, WATCH_PREVIOUS, CatchUpRequest, FollowEnd,

@@ -28,6 +28,11 @@ HOT: dict[str, Hot] = {
     "/etcdserverpb.KV/Txn": Hot(4, True),
     "/etcdserverpb.KV/Compact": Hot(5, True),
     "/etcdserverpb.KV/RangeStream": Hot(6, True),
+    "/etcdserverpb.Lease/LeaseGrant": Hot(16, True),
+    "/etcdserverpb.Lease/LeaseRevoke": Hot(17, True),
+    "/etcdserverpb.Lease/LeaseKeepAlive": Hot(18, False),
+    "/etcdserverpb.Lease/LeaseTimeToLive": Hot(19, True),
+    "/etcdserverpb.Lease/LeaseLeases": Hot(20, True),
     "/etcdserverpb.Maintenance/HashKV": Hot(7, False),
     "/etcdserverpb.Maintenance/Hash": Hot(8, False),
 }

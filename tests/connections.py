@@ -70,6 +70,7 @@ class Client:
         self.server_pings = 0
         self.goaway: tuple[int, bytes] | None = None
         self.settings: dict[int, int] = {}
+        self.window: dict[int, int] = {}  # bytes that WINDOW_UPDATE gave, by stream
         self.next_stream = 1
         self._decoder = hpack.Decoder()
         self._unread = b""
@@ -110,6 +111,9 @@ class Client:
                 self.pings += 1
             else:
                 self.server_pings += 1
+        elif isinstance(parsed, frames.WindowUpdateFrame):
+            given = self.window.get(parsed.stream_id, 0) + parsed.window_increment
+            self.window[parsed.stream_id] = given
         elif isinstance(parsed, frames.GoAwayFrame):
             self.goaway = parsed.error_code, bytes(parsed.additional_data)
         elif isinstance(parsed, frames.SettingsFrame) and "ACK" not in parsed.flags:

@@ -5,7 +5,7 @@ Rules:
 1. `FakeWorker` shares no code with the real worker. It asks and collects; every reply record is
    checked against `core/_record.pxd`: FIRST tells the size, slices add up to it, END is the last.
 2. `Core.turn` does what `Node.turn` does, with a log that is durable at once: a run that was
-   drained is committed in the same turn.
+   drained is committed in the same turn. Time is `now`, which the test moves on.
 3. Every wait is bounded in turns; nothing sleeps.
 """
 
@@ -27,6 +27,7 @@ from quorate.core.errors import BY_ID, EtcdError
 from tests.messages import Message, decode, encode, method
 
 RANGE, PUT, DELETE_RANGE, TXN, COMPACT, RANGE_STREAM, HASH_KV, HASH = range(1, 9)
+GRANT, REVOKE, KEEP_ALIVE, TIME_TO_LIVE, LEASES = range(16, 21)
 CANCEL, PULL, ADMIN = 64, 65, 66
 METHODS = {
     "KV/Range": RANGE,
@@ -37,6 +38,11 @@ METHODS = {
     "KV/RangeStream": RANGE_STREAM,
     "Maintenance/HashKV": HASH_KV,
     "Maintenance/Hash": HASH,
+    "Lease/LeaseGrant": GRANT,
+    "Lease/LeaseRevoke": REVOKE,
+    "Lease/LeaseKeepAlive": KEEP_ALIVE,
+    "Lease/LeaseTimeToLive": TIME_TO_LIVE,
+    "Lease/LeaseLeases": LEASES,
 }
 FIRST, LAST, END = 1, 2, 4
 # These two are tuned now and then, so the contract itself is read.
@@ -48,6 +54,7 @@ REPLY = struct.Struct("<QQHHI")
 RING_BYTES = 1 << 22
 CLUSTER_ID, MEMBER_ID, TERM = 0xC1, 0xA1, 2
 TURNS_MAX = 100_000
+EXPIRE_STEP = 100
 STREAM_MESSAGE = "RangeStreamResponse"
 
 
@@ -201,6 +208,11 @@ class Core:
         self.applier.identify(*ids[:2])
         self.applier.set_term(ids[2])
         self.batch = Batch(self.ports, self.applier, request_bytes_max, txn_ops_max)
+        self.now = 1000  # milliseconds
+        self.lessor = self.store.lessor
+        self.lessor.ttl_min = 2
+        self.applier.set_time(self.now)
+        self.lessor.promote()
         self.runs: list[Run] = []
 
     @property
@@ -210,11 +222,13 @@ class Core:
 
     def turn(self, compact: int = 1000) -> bool:
         """One turn of the core; True when there is more to do at once."""
+        self.applier.set_time(self.now)
         more = self.batch.drain()
         if self.batch.run is not None:
             self.commit(self.batch.run)
         if self.batch.reads is not None:
             self.batch.serve(self.batch.reads)
+        more = self.batch.expire(EXPIRE_STEP) or more
         if compact and self.applier.compact_step(compact):
             more = True
         for port in self.ports:
@@ -274,6 +288,34 @@ class Core:
         """Range over keys."""
         asked = {"key": key, **fields} | ({"range_end": end} if end else {})
         return self.call("KV/Range", asked)
+
+    def grant(self, lease: int, ttl: int = 60) -> Message:
+        """Make a lease."""
+        return self.call("Lease/LeaseGrant", {"ID": lease, "TTL": ttl})
+
+    def keep_alive(self, *leases: int) -> list[int]:
+        """Keep leases alive on one stream; answers their TTLs."""
+        asked = self.worker.start("Lease/LeaseKeepAlive", {"ID": leases[0]})
+        payloads = [encode("LeaseKeepAliveRequest", {"ID": lease}) for lease in leases[1:]]
+        for payload in payloads:
+            assert self.worker.push(request(asked, KEEP_ALIVE, payload))
+        call = self.worker.calls[asked]
+        for _ in range(TURNS_MAX):
+            self.turn()
+            self.worker.absorb(credit=False)
+            if len(call.messages) == len(leases):
+                break
+        assert not call.ended
+        del self.worker.calls[asked]
+        replies = [decode("LeaseKeepAliveResponse", message) for message in call.messages]
+        assert [reply.get("ID", 0) for reply in replies] == list(leases)
+        return [reply.get("TTL", 0) for reply in replies]
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by, and turn until nothing is left to do."""
+        self.now += round(seconds * 1000)
+        while self.turn():
+            pass
 
     def everything(self) -> Message:
         """All keys, and the revision."""

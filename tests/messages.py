@@ -71,6 +71,7 @@ LeaseKeepAliveRequest ID:1:i64
 LeaseKeepAliveResponse header:1:ResponseHeader ID:2:i64 TTL:3:i64
 LeaseTimeToLiveRequest ID:1:i64 keys:2:bool
 LeaseTimeToLiveResponse header:1:ResponseHeader ID:2:i64 TTL:3:i64 grantedTTL:4:i64 keys:5:*bytes
+LeaseCheckpoint ID:1:i64 remaining_TTL:2:i64
 LeaseLeasesRequest
 LeaseStatus ID:1:i64
 LeaseLeasesResponse header:1:ResponseHeader leases:2:*LeaseStatus

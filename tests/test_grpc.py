@@ -135,7 +135,7 @@ REFUSALS: dict[str, tuple[list[tuple[str, str | bytes]], bytes | None, str, str,
     ),
     "one part": (grpc_headers("/Put"), None, "200", "12", 'malformed method name: "/Put"'),
     "not served yet": (
-        grpc_headers("/etcdserverpb.Lease/LeaseGrant"),
+        grpc_headers("/etcdserverpb.Auth/AuthEnable"),
         None,
         "200",
         "12",

@@ -34,6 +34,7 @@ SHARED_CORE = frozenset(
         "_bytes",
         "_protobuf",
         "_request",
+        "_leaserequest",
         "_errors",
         "errors",
         "limits",

@@ -1,4 +1,4 @@
-"""Random KV calls that a seed repeats: valid ones, nearly valid ones, and some that must fail.
+"""Random KV and Lease calls that a seed repeats: valid, nearly valid, and some that must fail.
 
 A `Sequence` knows the revision and the compacted revision that its own calls led to, so that most
 revisions it asks for exist, and some are just past either end.
@@ -28,6 +28,9 @@ KEYS = [
 ]
 KEYS += [b"p/y/z", b"p0", b"\xff", b"\xff\xff"]
 UNKNOWN_LEASE = 999
+LEASES = [1, 2, 3, -4, 1 << 62]
+# None runs out while a sequence lasts.
+TTLS = [60, 300, 5000, 9_000_000_000, 9_000_000_001, 1 << 62]
 TXN_OPS_MAX = 128
 
 
@@ -53,8 +56,10 @@ class Sequence:
     def call(self) -> tuple[str, Message]:
         """The next call."""
         kind = self.random.random()
-        if kind < 0.30:
+        if kind < 0.28:
             return "KV/Put", self.put()
+        if kind < 0.36:
+            return self.lease()
         if kind < 0.55:
             return "KV/Range", self.range()
         if kind < 0.66:
@@ -105,10 +110,24 @@ class Sequence:
             return {"key": start, "range_end": self.random.choice(KEYS)}
         return {"key": self.random.choice([start, b"\0"]), "range_end": b"\0"}
 
+    def lease(self) -> tuple[str, Message]:
+        """A call about leases."""
+        kind, lease = self.random.random(), self.random.choice([*LEASES, UNKNOWN_LEASE])
+        if kind < 0.40:
+            # An id of 0 is chosen by the server, and another one by each.
+            granted = lease if lease != UNKNOWN_LEASE else 1
+            return "Lease/LeaseGrant", {"ID": granted, "TTL": self.random.choice(TTLS)}
+        if kind < 0.55:
+            return "Lease/LeaseRevoke", {"ID": self.random.choice([lease, 0])}
+        if kind < 0.90:
+            return "Lease/LeaseTimeToLive", {"ID": lease} | self.maybe(0.7, keys=True)
+        return "Lease/LeaseLeases", {}
+
     def put(self) -> Message:
         """A PutRequest."""
         fields = {"key": self.key()} | self.maybe(0.85, value=self.value())
         fields |= self.maybe(0.3, prev_kv=True) | self.maybe(0.04, lease=UNKNOWN_LEASE)
+        fields |= self.maybe(0.25, lease=self.random.choice(LEASES))
         ignore = self.maybe(0.05, ignore_value=True) | self.maybe(0.05, ignore_lease=True)
         if "ignore_value" in ignore and self.random.random() < 0.7:
             fields.pop("value", None)
@@ -140,7 +159,7 @@ class Sequence:
             1: {"create_revision": number},
             2: {"mod_revision": number},
             3: {"value": self.value()},
-            4: {"lease": self.random.choice([0, 0, UNKNOWN_LEASE])},
+            4: {"lease": self.random.choice([0, 0, UNKNOWN_LEASE, *LEASES])},
         }
         given = values[target if self.random.random() < 0.95 else self.random.randrange(5)]
         where = self.span() if self.random.random() < 0.2 else {"key": self.key()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.compat.answers import difference, plain
@@ -52,10 +53,20 @@ def known(name: str, request: Message, old: Outcome, new: Outcome) -> bool:
     return False
 
 
+def shown(value: Any) -> Any:
+    """The reply without the leases of pairs without a value: with keys_only 3.7 shows none."""
+    if isinstance(value, list):
+        return [shown(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    left_out = {"lease"} if "mod_revision" in value and "value" not in value else set()
+    return {key: shown(one) for key, one in value.items() if key not in left_out}
+
+
 def differ(name: str, request: Message, old: Outcome, new: Outcome) -> str:
     """How the two answers differ beyond what is known; empty when they do not."""
     if old[0] is not None and new[0] is not None:
-        text = difference(name, request, old[0], new[0])
+        text = difference(name, request, shown(old[0]), shown(new[0]))
     else:
         text = "" if old == new else f"{old!r} or {new!r}"
     return "" if not text or known(name, request, old, new) else text

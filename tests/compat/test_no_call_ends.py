@@ -31,7 +31,8 @@ IN_SCOPE = {
     for name in (
         *("KV/Range", "KV/Put", "KV/DeleteRange", "KV/Txn", "KV/Compact", "Cluster/MemberList"),
         *("Maintenance/Status", "Maintenance/Alarm", "Maintenance/Defragment", "Maintenance/Hash"),
-        *("Maintenance/HashKV", "Health/Check"),
+        *("Maintenance/HashKV", "Health/Check", "Lease/LeaseGrant", "Lease/LeaseRevoke"),
+        *("Lease/LeaseTimeToLive", "Lease/LeaseLeases"),
     )
 }
 FROM_A_ON = {"request_delete_range": {"key": b"a", "range_end": b"\0"}}

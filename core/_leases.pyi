@@ -1,0 +1,1 @@
+"""No Python surface: replies of leases, for apply and batch."""
