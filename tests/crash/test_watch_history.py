@@ -9,13 +9,14 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from tests.crash.watching import EVERYTHING, KEYS, Run, mixed
 from tests.depth import depth, seed
 from tests.server import Program, Server
 from tests.watchcheck import Segment
-from tests.watches import is_progress
+from tests.watches import NO_WATCH, NODELETE, NOPUT, is_progress, notifying
 from tests.wire import Client
 
 pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("watching")]
@@ -42,6 +43,19 @@ def test_a_quiet_run(number: int, server: Server, program: Program) -> None:
         time.sleep(RUN_SECONDS)
     judge(run, program)
     assert run.count(is_progress) > 0, "no progress request was answered"
+
+
+def test_notified_progress(program: Program, tmp_path: Path) -> None:
+    """Every 100 ms, among the events."""
+    silent = Segment(
+        *EVERYTHING, filters=(NOPUT, NODELETE), progress_notify=True, name="only progress"
+    )
+    flag = notifying(program.kind, program.version)
+    with Server(program, tmp_path / "notifier", flag) as server:
+        with Run(server.start().port, [*mixed(), [silent]], seed(), pace=0.1) as run:
+            time.sleep(RUN_SECONDS)
+        judge(run, program, least=20)
+    assert run.count(lambda one: is_progress(one) and one.get("watch_id") != NO_WATCH) > 2
 
 
 @pytest.mark.parametrize("number", range(depth(1, 30)))
