@@ -286,6 +286,12 @@ class Stream:
         return f"id: (created, events, last revision, canceled) {told}"
 
 
+def notifying(kind: str, version: tuple[int, int]) -> str:
+    """The flag that makes a server tell progress often; its interval is etcd's least."""
+    old = "experimental-" if kind == "etcd" and version < (3, 6) else ""
+    return f"--{old}watch-progress-notify-interval=100ms"
+
+
 def has_watch(client: Client) -> bool:
     """Whether the server has watches; nothing of the store is touched by asking."""
     with Stream(client) as stream:

@@ -33,7 +33,7 @@ def stream(client: Client) -> Iterator[Stream]:
 
 
 @pytest.fixture(autouse=True)
-def others(server: Server) -> Iterator[None]:
+def others(watching: None, server: Server) -> Iterator[None]:
     """After each test: the same processes run, and another client is served and told."""
     before = server.identity()
     yield

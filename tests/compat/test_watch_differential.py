@@ -58,8 +58,10 @@ class Side:
 class Round:
     """One sequence on both."""
 
-    def __init__(self, number: int, old: Side, new: Side) -> None:
+    def __init__(self, number: int, old: Side, new: Side, *, leases: bool) -> None:
         self.sides = (old, new)
+        self.leases = leases
+        self.held: list[int] = []
         self.random = random.Random(number)
         self.sequence = Sequence(number)
         self.asked: list[Asked] = []
@@ -80,6 +82,8 @@ class Round:
                 self.compact()
             elif kind < 0.14:
                 self.large()
+            elif kind < 0.17 and self.leases:
+                self.lease()
             else:
                 name, request = next(one for one in calls if one[0] in WRITES)
                 self.write(name, request, f"call {at}")
@@ -171,6 +175,22 @@ class Round:
         puts = [{"request_put": {"key": key, "value": b"." * LARGE}} for key in keys]
         self.write("KV/Txn", {"success": puts})
 
+    def lease(self) -> None:
+        """Put keys with a new lease, or revoke one, which deletes what still hangs on it."""
+        if self.held and self.random.random() < 0.6:
+            lease = self.held.pop(self.random.randrange(len(self.held)))
+            replies = [side.client.call("Lease/LeaseRevoke", {"ID": lease}) for side in self.sides]
+            revisions = [revision_of(reply) for reply in replies]
+            assert revisions[0] == revisions[1]
+            self.revision = self.sequence.revision = revisions[0]
+            return
+        lease = self.random.randrange(1, 1 << 62)
+        for side in self.sides:
+            side.client.call("Lease/LeaseGrant", {"ID": lease, "TTL": 600})
+        self.held.append(lease)
+        for key in self.random.sample(KEYS, 3):
+            self.write("KV/Put", {"key": key, "value": b"leased", "lease": lease})
+
     def settle(self) -> None:
         """Put and delete every key, and wait until each live watch was told its part."""
         puts = [{"request_put": {"key": key}} for key in KEYS]
@@ -234,7 +254,11 @@ def difference(old: Told, new: Told) -> str:
 
 @pytest.mark.parametrize("round_", range(depth(3, 60)))
 def test_random_watches_are_told_as_by_etcd(
-    round_: int, program: Program, debian_etcd: Program, tmp_path: Path
+    round_: int,
+    program: Program,
+    debian_etcd: Program,
+    tmp_path: Path,
+    abilities: dict[str, bool],
 ) -> None:
     number = seed() + round_
     print(f"QUORATE_SEED={number}")
@@ -247,7 +271,8 @@ def test_random_watches_are_told_as_by_etcd(
         ours.launch()
         theirs.wait_ready()
         ours.wait_ready()
-        round_of_both = Round(number, Side(theirs.port, stack), Side(ours.port, stack))
+        sides = Side(theirs.port, stack), Side(ours.port, stack)
+        round_of_both = Round(number, *sides, leases=abilities["lease"])
         round_of_both.play()
         told = [told for stream in round_of_both.sides[0].streams for told in stream.told.values()]
         events = sum(len(one.events) for one in told)

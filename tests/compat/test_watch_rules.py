@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.messages import Message
 from tests.server import Program, Server
-from tests.watches import DELETE, NO_WATCH, NODELETE, NOPUT, Stream, revision_of
+from tests.watches import DELETE, NO_WATCH, NODELETE, NOPUT, Stream, notifying, revision_of
 from tests.wire import Client
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
@@ -23,8 +23,6 @@ EMPTY_RANGE = "mvcc: watcher range is empty"
 DUPLICATE = "mvcc: duplicate watch ID provided on the WatchStream"
 EVERYTHING = (b"\0", b"\0")
 MIB = 1 << 20
-# etcd's least interval.
-NOTIFY_INTERVAL = "100ms"
 LONG_AGO, FAR = -(1 << 63), (1 << 63) - 1
 
 
@@ -414,16 +412,15 @@ def test_progress_comes_once_the_past_is_told(
 
 
 @pytest.fixture
-def notifying(program: Program, tmp_path: Path) -> Iterator[Server]:
+def notifier(program: Program, tmp_path: Path) -> Iterator[Server]:
     """A server that tells progress often."""
-    flag = "watch-progress-notify-interval"
-    flag = f"experimental-{flag}" if program.version < (3, 6) else flag
-    with Server(program, tmp_path / "notifying", f"--{flag}={NOTIFY_INTERVAL}") as server:
+    flag = notifying(program.kind, program.version)
+    with Server(program, tmp_path / "notifier", flag) as server:
         yield server.start()
 
 
-def test_progress_is_notified_to_those_who_asked(notifying: Server) -> None:
-    with Client(notifying.port) as client, Stream(client) as stream:
+def test_progress_is_notified_to_those_who_asked(notifier: Server) -> None:
+    with Client(notifier.port) as client, Stream(client) as stream:
         idle = stream.watch(b"idle", progress_notify=True)
         other = stream.watch(b"other")
         revision = client.put(b"k", b"v")["header"]["revision"]
@@ -435,9 +432,9 @@ def test_progress_is_notified_to_those_who_asked(notifying: Server) -> None:
         assert not stream.of(NO_WATCH).responses
 
 
-def test_no_notification_is_below_a_future_start(notifying: Server, program: Program) -> None:
+def test_no_notification_is_below_a_future_start(notifier: Server, program: Program) -> None:
     need_37(program)
-    with Client(notifying.port) as client, Stream(client) as stream:
+    with Client(notifier.port) as client, Stream(client) as stream:
         now = stream.watch(b"idle", progress_notify=True)
         future = stream.watch(b"k", progress_notify=True, start_revision=4)
         stream.wait(lambda: len(stream.of(now).progress) >= 3, "three notifications")

@@ -96,9 +96,13 @@ func maintenance(ctx context.Context, c *clientv3.Client) {
 }
 
 func main() {
-	c, err := clientv3.New(clientv3.Config{Endpoints: os.Args[1:], DialTimeout: 5 * time.Second})
+	c, err := clientv3.New(clientv3.Config{Endpoints: os.Args[1:2], DialTimeout: 5 * time.Second})
 	must(err)
 	defer c.Close()
+	if len(os.Args) > 2 && os.Args[2] == "recipes" {
+		(&recipes{client: c}).run()
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	first := writes(ctx, c)
