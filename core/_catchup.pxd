@@ -26,6 +26,7 @@ cdef class CatchUp(LongReply):
     cdef Buffer range               # key, then range end
     cdef bint by_chain              # the key's own versions are walked, not all
     cdef bint holding               # compaction waits
+    cdef int64_t compact_revision   # when it began: the walks must agree about what there is
     # What is measured for the message under way.
     cdef Place start
     cdef Place at

@@ -50,6 +50,7 @@ cdef CatchUp catch_up(
     reply.header = header[0]
     reply.fragment_bytes_max = fragment_bytes_max
     reply.request_id = request_id
+    reply.compact_revision = store.compact_revision
     reply.asked = asked[0]
     buffer_append(&reply.range, range, range_size)
     reply.by_chain = range_size == asked.key_size and reply._by_chain()
@@ -108,7 +109,7 @@ cdef class CatchUp(LongReply):
         """Bytes of the event's field."""
         cdef size_t size = event_size(version)
         if self.asked.flags & WATCH_PREVIOUS:
-            size += previous_size(event_previous(self.store, version))
+            size += previous_size(event_previous(version, self.compact_revision))
         return 1 + varint_size(size) + size
 
     cdef bint step(self, Port port) except -1:
@@ -220,7 +221,7 @@ cdef class CatchUp(LongReply):
             previous = NULL
             size = event_size(version)
             if self.asked.flags & WATCH_PREVIOUS:
-                previous = event_previous(self.store, version)
+                previous = event_previous(version, self.compact_revision)
                 size += previous_size(previous)
             buffer_reserve(&self.out, 11)
             self.out.data[self.out.size] = TAG_EVENTS

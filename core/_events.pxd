@@ -12,7 +12,7 @@ from quorate.core._version cimport Version
 
 
 cdef size_t event_size(const Version *version) noexcept nogil
-cdef Version *event_previous(Store store, const Version *version) noexcept nogil
+cdef Version *event_previous(const Version *version, int64_t compact_revision) noexcept nogil
 cdef size_t previous_size(const Version *previous) noexcept nogil
 cdef int append_event(Buffer *out, const Version *version) except -1 nogil
 cdef int append_previous(Buffer *out, const Version *previous) except -1 nogil

@@ -43,12 +43,12 @@ cdef size_t event_size(const Version *version) noexcept nogil:
     return (2 if version_is_tombstone(version) else 0) + 1 + varint_size(size) + size
 
 
-cdef Version *event_previous(Store store, const Version *version) noexcept nogil:
+cdef Version *event_previous(const Version *version, int64_t compact_revision) noexcept nogil:
     """What an event shows as the previous version, or NULL; see rule 4."""
     cdef Version *previous = version.previous
     if version.create_revision == version.mod_revision:
         return NULL
-    if version.mod_revision <= store.compact_revision:
+    if version.mod_revision <= compact_revision:
         return NULL
     while previous != NULL and previous.mod_revision == version.mod_revision:
         previous = previous.previous
@@ -92,7 +92,7 @@ cdef int append_record(
     append_event(out, version)
     size = out.size - start - sizeof(EventRecord)
     if with_previous:
-        previous = event_previous(store, version)
+        previous = event_previous(version, store.compact_revision)
         append_previous(out, previous)
     record = <EventRecord *>(out.data + start)
     record.event_size = <uint32_t>size

@@ -28,7 +28,7 @@ from tests.messages import Message, decode, encode, method
 
 RANGE, PUT, DELETE_RANGE, TXN, COMPACT, RANGE_STREAM, HASH_KV, HASH = range(1, 9)
 GRANT, REVOKE, KEEP_ALIVE, TIME_TO_LIVE, LEASES = range(16, 21)
-CANCEL, PULL, ADMIN = 64, 65, 66
+CANCEL, PULL, ADMIN, WATCH, FOLLOW, UNFOLLOW = range(64, 70)
 METHODS = {
     "KV/Range": RANGE,
     "KV/Put": PUT,
@@ -94,6 +94,7 @@ class Call:
     records: int = 0
     ended: bool = False
     error: int = 0
+    extra: int = 0  # of the end
 
     def take(self, reply: Reply) -> None:
         """Add one record, which must fit what came before."""
@@ -101,6 +102,7 @@ class Call:
         assert len(reply.payload) <= SLICE_MAX, len(reply.payload)
         self.records += 1
         self.error, self.ended = reply.error, bool(reply.flags & END)
+        self.extra = reply.extra
         if not reply.flags & (FIRST | LAST) and not reply.payload:
             assert self.ended, "a record that says nothing"
             return
@@ -156,6 +158,13 @@ class FakeWorker:
         self.asked += 1
         self.calls[self.asked] = Call("admin")
         assert self.push(request(self.asked, ADMIN, payload, call))
+        return self.asked
+
+    def ask(self, number: int, payload: bytes, extra: int = 0) -> int:
+        """Ask something of the core that no client can ask by itself."""
+        self.asked += 1
+        self.calls[self.asked] = Call(str(number))
+        assert self.push(request(self.asked, number, payload, extra))
         return self.asked
 
     def pull(self, request_id: int, credit: int) -> None:
@@ -228,6 +237,7 @@ class Core:
             self.commit(self.batch.run)
         if self.batch.reads is not None:
             self.batch.serve(self.batch.reads)
+        self.batch.events.publish()
         more = self.batch.expire(EXPIRE_STEP) or more
         if compact and self.applier.compact_step(compact):
             more = True
