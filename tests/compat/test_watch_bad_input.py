@@ -15,7 +15,7 @@ from tests.wire import Client
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
 
 EVERYTHING = (b"\0", b"\0")
-MANY = depth(20_000, 1_000_000)
+MANY = depth(20_000, 100_000)
 PAIRS = depth(2000, 20_000)
 MIB = 1 << 20
 # What a stream that is never read may cost, beside the data.
