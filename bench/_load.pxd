@@ -6,7 +6,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from bench._exchange cimport Exchange, Work
 from bench._histogram cimport Tally
 from bench._keyspace cimport Keyspace
-from bench._nghttp2 cimport nghttp2_nv, nghttp2_session, nghttp2_session_callbacks
+from bench._link cimport Link
+from bench._nghttp2 cimport nghttp2_nv, nghttp2_session_callbacks
+
+cdef enum:
+    UNIMPLEMENTED = 12  # the gRPC status of a method that a server does not have
 
 cdef enum Order:
     SEQUENTIAL = 0      # 0, 1, 2 ...: to fill a keyspace
@@ -26,14 +30,8 @@ cdef struct Slot:
 
 
 cdef struct Connection:
+    Link link                   # first: see bench/_link.pyx
     Engine *engine
-    int fd                      # owned
-    nghttp2_session *session    # owned
-    uint8_t *out                # owned; bytes on their way to the socket
-    size_t out_size
-    size_t out_sent
-    bint blocked                # the socket is full; EPOLLOUT is armed
-    bint lost
     Slot *slot                  # the one that callbacks asked for last
     Slot *slots                 # the engine's slots of this connection
 
@@ -73,6 +71,7 @@ cdef struct Engine:
     int64_t succeeded
     int64_t failed
     int64_t wrong
+    bint unimplemented          # a request was answered with that status
     char[256] problem
     Tally *tally
 
@@ -87,4 +86,3 @@ cdef class Load:
 
     cdef void plan(self, double seconds, double warmup, int64_t requests, double rate,
                    double patience) noexcept nogil
-    cdef int open_connection(self, Connection *connection, int fd, int window) except -1

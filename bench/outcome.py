@@ -26,6 +26,8 @@ class Outcome:
     """Seconds of CPU that the generator's thread used in the whole run."""
     latency: Histogram = field(repr=False)
     """Nanoseconds from when a request was due to when its stream closed."""
+    unimplemented: bool = False
+    """Whether the server said that it does not have the method."""
 
     @property
     def per_second(self) -> float:
