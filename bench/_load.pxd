@@ -4,13 +4,11 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from bench._exchange cimport Exchange, Work
-from bench._histogram cimport Tally
+from bench._histogram cimport Histogram, Tally
 from bench._keyspace cimport Keyspace
 from bench._link cimport Link
+from bench._moments cimport Moments
 from bench._nghttp2 cimport nghttp2_nv, nghttp2_session_callbacks
-
-cdef enum:
-    UNIMPLEMENTED = 12  # the gRPC status of a method that a server does not have
 
 cdef enum Order:
     SEQUENTIAL = 0      # 0, 1, 2 ...: to fill a keyspace
@@ -74,6 +72,7 @@ cdef struct Engine:
     bint unimplemented          # a request was answered with that status
     char[256] problem
     Tally *tally
+    Moments *moments            # not owned; NULL unless watchers count what this load writes
 
 
 cdef class Load:
@@ -84,5 +83,13 @@ cdef class Load:
     cdef bytes message
     cdef bint running
 
-    cdef void plan(self, double seconds, double warmup, int64_t requests, double rate,
-                   double patience) noexcept nogil
+    cdef int prepare(self, Histogram latency, double seconds, double warmup, int64_t requests,
+                     double rate, double patience) except -1
+    cdef object outcome(self, Histogram latency, int64_t cpu)
+
+
+# For whoever runs a prepared load inside a loop of its own.
+cdef void begin(Engine *engine) noexcept nogil
+cdef bint is_over(Engine *engine) noexcept nogil
+cdef int64_t pause_of(Engine *engine, int64_t until) noexcept nogil
+cdef void turn(Engine *engine, int milliseconds) noexcept nogil

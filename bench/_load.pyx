@@ -59,7 +59,9 @@ from bench._link cimport (
     link_receive,
     wait_readable,
 )
+from bench._moments cimport moments_answered, moments_sent
 from bench._nghttp2 cimport *
+from bench._pipe cimport UNIMPLEMENTED
 from bench._protobuf cimport GRPC_PREFIX
 
 from bench._link import connect
@@ -138,20 +140,15 @@ cdef class Load:
         """
         cdef Engine *engine = &self.engine
         cdef Histogram latency = Histogram()
-        cdef int64_t cpu, unfinished
+        cdef int64_t cpu
         cdef bint more = True
-        if engine.connections == NULL or self.running:
-            raise RuntimeError("the load is closed or running")
-        if (seconds > 0) == (requests > 0):
-            raise ValueError("give either seconds or requests")
-        self.running = True
-        engine.tally = &latency.tally
+        self.prepare(latency, seconds, warmup, requests, rate, patience)
         engine.next_key = first
         engine.work.ttl = ttl
+        self.running = True
         try:
             with nogil:
                 cpu = clock(CLOCK_THREAD_CPUTIME_ID)
-                self.plan(seconds, warmup, requests, rate, patience)
                 begin(engine)
             while more:
                 with nogil:
@@ -160,15 +157,7 @@ cdef class Load:
             cpu = clock(CLOCK_THREAD_CPUTIME_ID) - cpu
         finally:
             self.running = False
-        unfinished = engine.in_flight + never_sent(engine)
-        elapsed = measured(engine)
-        abandon(engine)
-        return Outcome(
-            completed=engine.completed, elapsed=elapsed / 1e9, succeeded=engine.succeeded,
-            failed=engine.failed, wrong=engine.wrong, unfinished=unfinished,
-            problem=engine.problem.decode("utf-8", "replace"), cpu=cpu / 1e9, latency=latency,
-            unimplemented=engine.unimplemented,
-        )
+        return self.outcome(latency, cpu)
 
     def stop(self):
         """Let a run in another thread issue nothing more and end when all is answered."""
@@ -192,10 +181,15 @@ cdef class Load:
         """The gRPC status of the last request on the first slot; -1 when none came."""
         return self.engine.slots.exchange.status
 
-    cdef void plan(self, double seconds, double warmup, int64_t requests, double rate,
-                   double patience) noexcept nogil:
-        """Write down when this run begins, measures and ends, and forget the last one."""
+    cdef int prepare(self, Histogram latency, double seconds, double warmup, int64_t requests,
+                     double rate, double patience) except -1:
+        """Write down when the next run begins, measures and ends, and forget the last one."""
         cdef Engine *engine = &self.engine
+        if engine.connections == NULL or self.running:
+            raise RuntimeError("the load is closed or running")
+        if (seconds > 0) == (requests > 0):
+            raise ValueError("give either seconds or requests")
+        engine.tally = &latency.tally
         engine.now = clock(CLOCK_MONOTONIC)
         engine.window_start = engine.now + <int64_t>(warmup * 1e9)
         engine.end = engine.window_start + <int64_t>(seconds * 1e9) if seconds > 0 else 0
@@ -207,8 +201,23 @@ cdef class Load:
         engine.first_issue = engine.last_completion = engine.now
         engine.stop = False
         engine.completed = engine.succeeded = engine.failed = engine.wrong = 0
+        engine.next_key = 0
         engine.unimplemented = False
         engine.problem[0] = 0
+        return 0
+
+    cdef object outcome(self, Histogram latency, int64_t cpu):
+        """What came of the run that is over; connections with requests in flight are lost."""
+        cdef Engine *engine = &self.engine
+        cdef int64_t unfinished = engine.in_flight + never_sent(engine)
+        elapsed = measured(engine)
+        abandon(engine)
+        return Outcome(
+            completed=engine.completed, elapsed=elapsed / 1e9, succeeded=engine.succeeded,
+            failed=engine.failed, wrong=engine.wrong, unfinished=unfinished,
+            problem=engine.problem.decode("utf-8", "replace"), cpu=cpu / 1e9, latency=latency,
+            unimplemented=engine.unimplemented,
+        )
 
 
 # -- memory
@@ -300,7 +309,7 @@ cdef void begin(Engine *engine) noexcept nogil:
     if engine.interval:
         issue_due(engine)
         return
-    while engine.free_first != NULL and may_issue(engine):
+    while engine.free_first != NULL and may_issue(engine) and not is_held(engine):
         issue(engine, pop_free(engine), engine.now)
     for number in range(engine.connection_count):
         flush(&engine.connections[number])
@@ -308,35 +317,59 @@ cdef void begin(Engine *engine) noexcept nogil:
 
 cdef bint work_a_slice(Engine *engine) noexcept nogil:
     """Serve the connections for a while; False when the run is over."""
-    cdef epoll_event[EVENTS] events
     cdef int64_t until = engine.now + SLICE
     cdef int64_t pause
-    cdef int ready, number
     while engine.now < until:
-        if engine.connections_left == 0 or engine.now >= engine.give_up:
+        if is_over(engine):
             return False
-        if engine.in_flight == 0 and not more_to_come(engine):
-            return False
-        pause = until - engine.now
-        if engine.interval and engine.free_first != NULL and may_issue_at(engine, engine.due):
-            pause = min(pause, max(<int64_t>engine.due - engine.now, 0))
+        pause = pause_of(engine, until)
+        # An open loop needs its nanoseconds; epoll_wait knows only milliseconds.
         if engine.interval:
             wait_readable(engine.epoll, pause)
-            ready = epoll_wait(engine.epoll, events, EVENTS, 0)
-        else:
-            ready = epoll_wait(engine.epoll, events, EVENTS, <int>(pause // 1000000) + 1)
-        engine.now = clock(CLOCK_MONOTONIC)
-        for number in range(ready):
-            serve(<Connection *>events[number].data.ptr, events[number].events)
-        if engine.interval:
-            issue_due(engine)
+            pause = 0
+        turn(engine, <int>(pause // 1000000) + (pause > 0))
     return True
+
+
+cdef bint is_over(Engine *engine) noexcept nogil:
+    """Whether nothing is in flight or to come, or it is too late."""
+    if engine.connections_left == 0 or engine.now >= engine.give_up:
+        return True
+    return engine.in_flight == 0 and not more_to_come(engine)
+
+
+cdef int64_t pause_of(Engine *engine, int64_t until) noexcept nogil:
+    """How long to wait, in ns, until then or until a request of an open loop is due."""
+    cdef int64_t pause = until - engine.now
+    if engine.interval and engine.free_first != NULL and may_issue_at(engine, engine.due):
+        pause = min(pause, <int64_t>engine.due - engine.now)
+    return max(pause, 0)
+
+
+cdef void turn(Engine *engine, int milliseconds) noexcept nogil:
+    """Serve what is ready within this time, and issue what is due."""
+    cdef epoll_event[EVENTS] events
+    cdef int number
+    cdef int ready = epoll_wait(engine.epoll, events, EVENTS, milliseconds)
+    engine.now = clock(CLOCK_MONOTONIC)
+    for number in range(ready):
+        serve(<Connection *>events[number].data.ptr, events[number].events)
+    if engine.interval:
+        issue_due(engine)
+    elif engine.moments != NULL:
+        issue_free(engine)
 
 
 cdef inline bint may_issue(Engine *engine) noexcept nogil:
     """Whether a closed loop goes on."""
     return (engine.requests_left > 0 and not engine.stop
             and (engine.end == 0 or engine.now < engine.end))
+
+
+cdef inline bint is_held(Engine *engine) noexcept nogil:
+    """Whether a closed loop has to wait for watchers."""
+    return (engine.moments != NULL and engine.moments.undelivered_max
+            and engine.moments.undelivered >= engine.moments.undelivered_max)
 
 
 cdef inline bint may_issue_at(Engine *engine, double due) noexcept nogil:
@@ -360,6 +393,17 @@ cdef void issue_due(Engine *engine) noexcept nogil:
             return
         issue(engine, slot, <int64_t>engine.due)
         engine.due += engine.interval
+        flush(slot.connection)
+
+
+cdef void issue_free(Engine *engine) noexcept nogil:
+    """Closed loop that waits for watchers: send again what they have room for."""
+    cdef Slot *slot
+    while engine.free_first != NULL and may_issue(engine) and not is_held(engine):
+        slot = pop_free(engine)
+        if slot == NULL:
+            return
+        issue(engine, slot, engine.now)
         flush(slot.connection)
 
 
@@ -417,6 +461,8 @@ cdef void issue(Engine *engine, Slot *slot, int64_t due) noexcept nogil:
     provider.source.ptr = &slot.exchange
     provider.read_callback = read_body
     if exchange_begin(&slot.exchange, choose_key(engine, slot)):
+        if engine.moments != NULL:
+            moments_sent(engine.moments, slot.exchange.serial, due)
         slot.stream = nghttp2_submit_request(
             connection.link.session, NULL, engine.headers, HEADERS, &provider, slot)
     else:
@@ -544,13 +590,16 @@ cdef int on_stream_close(nghttp2_session *session, int32_t stream, uint32_t erro
         describe(engine, slot, b"the request failed")
     else:
         problem = exchange_end(&slot.exchange)
+        if engine.moments != NULL and not moments_answered(
+                engine.moments, slot.exchange.serial, slot.exchange.revision):
+            problem = b"a put's events have another revision than its reply"
         if problem != NULL:
             engine.wrong += 1
             describe(engine, slot, problem)
         else:
             engine.succeeded += 1
             count(engine, slot)
-    if engine.interval == 0 and may_issue(engine):
+    if engine.interval == 0 and may_issue(engine) and not is_held(engine):
         issue(engine, slot, engine.now)
     else:
         push_free(engine, slot)

@@ -50,6 +50,8 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         NGHTTP2_DATA_FLAG_EOF
         NGHTTP2_SETTINGS_ENABLE_PUSH
         NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
+        NGHTTP2_ERR_DEFERRED
+        NGHTTP2_ERR_CALLBACK_FAILURE
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks **)
     void nghttp2_session_callbacks_del(nghttp2_session_callbacks *)
@@ -73,6 +75,7 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         nghttp2_session *, const nghttp2_priority_spec *, const nghttp2_nv *, size_t,
         const nghttp2_data_provider *, void *)
     void *nghttp2_session_get_stream_user_data(nghttp2_session *, int32_t)
+    int nghttp2_session_resume_data(nghttp2_session *, int32_t)
     int nghttp2_session_want_read(nghttp2_session *)
     ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t)
     ssize_t nghttp2_session_mem_send(nghttp2_session *, const uint8_t **)
