@@ -537,7 +537,8 @@ cdef void abandon(Engine *engine) noexcept nogil:
 cdef inline Slot *slot_of(Connection *connection, int32_t stream) noexcept nogil:
     """The slot of a stream; frames of one stream come in a row, so the last one is kept at hand."""
     if connection.slot == NULL or connection.slot.stream != stream or not connection.slot.busy:
-        connection.slot = <Slot *>nghttp2_session_get_stream_user_data(connection.link.session, stream)
+        connection.slot = <Slot *>nghttp2_session_get_stream_user_data(
+            connection.link.session, stream)
     return connection.slot
 
 

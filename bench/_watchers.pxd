@@ -96,6 +96,7 @@ cdef class Watchers:
     cdef Crowd crowd
     cdef Keyspace keyspace      # kept alive, and its arrays with it
     cdef bytes authority
+    cdef double creating        # seconds that it took to create all watchers
     cdef bint running
 
     cdef int wait_created(self, double patience) except -1

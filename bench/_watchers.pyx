@@ -66,7 +66,7 @@ from bench._pipe cimport callbacks_prepare, fault_quote, fault_say, pipe_free, p
 from bench._protobuf cimport Field, number_in, read_field, write_tag, write_varint
 
 from bench._link import connect
-from bench.outcome import Delivery
+from bench.outcome import Delivery, Outcome
 
 cdef enum:
     # A slow reader's piece, and its windows: little enough that the server has to keep the rest.
@@ -116,9 +116,16 @@ cdef class Watchers:
         self.close()
 
     @property
-    def count(self):
-        """How many watchers there are."""
-        return self.crowd.watcher_count
+    def created(self):
+        """What came of creating the watchers; each of them counts as one answer."""
+        cdef Crowd *crowd = &self.crowd
+        return Outcome(
+            completed=crowd.created, elapsed=self.creating, succeeded=crowd.created,
+            failed=crowd.stream_count - crowd.streams_left, wrong=crowd.wrong,
+            unfinished=crowd.watcher_count - crowd.created,
+            problem=crowd.fault.text.decode("utf-8", "replace"), cpu=0.0, latency=Histogram(),
+            unimplemented=crowd.fault.unimplemented,
+        )
 
     def run(self, Load writer=None, *, double seconds=0.0, double warmup=0.0, double rate=0.0,
             int64_t undelivered=0, double patience=20.0):
@@ -155,6 +162,7 @@ cdef class Watchers:
             cpu = clock(CLOCK_THREAD_CPUTIME_ID) - cpu
         finally:
             self.running = False
+            crowd.tally = NULL
             unpace(crowd)
             crowd.finishing = False
             if engine != NULL:
@@ -176,8 +184,9 @@ cdef class Watchers:
         """Open all streams and wait until the server has created all watchers."""
         cdef Crowd *crowd = &self.crowd
         cdef bint more = True
+        cdef int64_t begun = clock(CLOCK_MONOTONIC)
         with nogil:
-            crowd.now = clock(CLOCK_MONOTONIC)
+            crowd.now = begun
             crowd.give_up = crowd.now + <int64_t>(patience * 1e9)
             crowd.missing = crowd.watcher_count
             crowd.counted = True
@@ -188,6 +197,7 @@ cdef class Watchers:
             PyErr_CheckSignals()
         if crowd.created < crowd.watcher_count:
             fault_say(&crowd.fault, b"not all watchers were created in time")
+        self.creating = (crowd.now - begun) / 1e9
         return 0
 
     cdef object delivery(self, object latency, int64_t cpu, object writes):
@@ -531,11 +541,13 @@ cdef inline void take_event(Crowd *crowd, Watcher *watcher, int64_t revision,
     cdef Event event
     cdef const char *problem
     cdef int64_t key = watcher.key
+    cdef uint32_t *version = watcher.version
     if not read_event(message, &event):
         accuse(crowd, b"an event is malformed")
         return
     if crowd.on == PREFIX:
         key = key_number(crowd.keys, event.key, event.key_size)
+        version += key
     elif not is_key(crowd.keys, key, event.key, event.key_size):
         key = -1
     if key < 0:
@@ -548,9 +560,9 @@ cdef inline void take_event(Crowd *crowd, Watcher *watcher, int64_t revision,
         accuse(crowd, b"an event is of the wrong type")
         return
     if event.is_delete:
-        problem = check_delete(watcher, key, &event)
+        problem = check_delete(watcher, version, &event)
     else:
-        problem = check_put(crowd, watcher, key, &event)
+        problem = check_put(crowd, watcher, key, version, &event)
     if problem != NULL:
         accuse(crowd, problem)
         return
@@ -566,31 +578,32 @@ cdef inline void take_event(Crowd *crowd, Watcher *watcher, int64_t revision,
         crowd.delivered += 1
 
 
-cdef const char *check_delete(Watcher *watcher, int64_t key, const Event *event) noexcept nogil:
+cdef const char *check_delete(const Watcher *watcher, uint32_t *version,
+                              const Event *event) noexcept nogil:
     """What is wrong with a delete, or NULL; remembers it."""
-    if watcher.version[key] == 0:
+    if version[0] == 0:
         return b"a key was deleted twice"
     if event.mod_revision < watcher.revision:
         return b"events are out of order"
-    watcher.version[key] = 0
+    version[0] = 0
     return NULL
 
 
-cdef const char *check_put(Crowd *crowd, Watcher *watcher, int64_t key,
+cdef const char *check_put(Crowd *crowd, const Watcher *watcher, int64_t key, uint32_t *version,
                            const Event *event) noexcept nogil:
     """What is wrong with a put, or NULL; remembers it and its latency."""
     cdef uint64_t serial
     cdef Moment *moment
-    if event.version <= watcher.version[key]:
+    if event.version <= version[0]:
         return b"an event came twice"
-    if event.version > watcher.version[key] + 1:
+    if event.version > version[0] + 1:
         return b"an event is missing"
     if event.mod_revision <= watcher.revision:
         return b"events are out of order"
     serial = serial_in(crowd.keys, key, event.value, event.value_size)
     if serial == 0:
         return b"an event's value is not what was put"
-    watcher.version[key] += 1
+    version[0] += 1
     moment = moments_arrived(&crowd.moments, serial)
     if moment == NULL:
         return NULL
@@ -598,6 +611,8 @@ cdef const char *check_put(Crowd *crowd, Watcher *watcher, int64_t key,
         moment.revision = event.mod_revision
     elif moment.revision != event.mod_revision:
         return b"watchers have seen one write at two revisions"
+    if crowd.tally == NULL or moment.due == 0:
+        return NULL
     if moment.due >= crowd.window_start and (not crowd.window_end
                                              or moment.due < crowd.window_end):
         tally_record(crowd.tally, crowd.now - moment.due)
