@@ -22,7 +22,7 @@ cdef struct Fault:
 ctypedef size_t (*Produce)(Pipe *pipe, uint8_t *at) noexcept nogil
 # One whole message came; it is gone when this returns.
 ctypedef void (*Consume)(Pipe *pipe, const uint8_t *message, size_t size) noexcept nogil
-# The server ended the stream.
+# The server ended the stream; this may be said twice.
 ctypedef void (*Ended)(Pipe *pipe) noexcept nogil
 
 

@@ -24,6 +24,7 @@ cdef bint callbacks_prepare(nghttp2_session_callbacks **callbacks) noexcept nogi
         return False
     nghttp2_session_callbacks_set_on_header_callback(callbacks[0], on_header)
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks[0], on_data)
+    nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks[0], on_frame)
     nghttp2_session_callbacks_set_on_stream_close_callback(callbacks[0], on_stream_close)
     return True
 
@@ -113,14 +114,24 @@ cdef int on_data(nghttp2_session *session, uint8_t flags, int32_t stream, const 
     """A piece of what the server says came."""
     cdef Pipe *pipe = <Pipe *>nghttp2_session_get_stream_user_data(session, stream)
     if pipe != NULL and not feed(pipe, data, size):
-        fault_say(pipe.fault, b"no memory for a message")
         return NGHTTP2_ERR_CALLBACK_FAILURE
+    return 0
+
+
+cdef int on_frame(nghttp2_session *session, const nghttp2_frame *frame,
+                  void *user) noexcept nogil:
+    """A frame is whole: it may be the server's last one of a stream that we would keep open."""
+    cdef Pipe *pipe
+    if ends_stream(frame):
+        pipe = <Pipe *>nghttp2_session_get_stream_user_data(session, stream_of(frame))
+        if pipe != NULL:
+            pipe.ended(pipe)
     return 0
 
 
 cdef int on_stream_close(nghttp2_session *session, int32_t stream, uint32_t error,
                          void *user) noexcept nogil:
-    """The stream is over."""
+    """The stream is over, by a reset if its end was not seen before."""
     cdef Pipe *pipe = <Pipe *>nghttp2_session_get_stream_user_data(session, stream)
     if pipe != NULL:
         pipe.ended(pipe)
@@ -130,9 +141,12 @@ cdef int on_stream_close(nghttp2_session *session, int32_t stream, uint32_t erro
 # -- messages
 
 cdef bint feed(Pipe *pipe, const uint8_t *data, size_t size) noexcept nogil:
-    """Give all whole messages to `consume` and keep the rest; False when memory is out."""
+    """Give all whole messages to `consume` and keep the rest; False when it cannot be read."""
     cdef size_t wanted, piece
     while size:
+        if pipe.carry_size == 0 and data[0] != 0:
+            fault_say(pipe.fault, b"a message is compressed")
+            return False
         if pipe.carry_size == 0:
             piece = take_whole(pipe, data, size)
             if piece == 0:
@@ -159,8 +173,6 @@ cdef inline size_t take_whole(Pipe *pipe, const uint8_t *data, size_t size) noex
     wanted = size_in_prefix(data)
     if size - GRPC_PREFIX < wanted:
         return 0
-    if data[0] != 0:
-        fault_say(pipe.fault, b"a message is compressed")
     pipe.consume(pipe, data + GRPC_PREFIX, wanted)
     return GRPC_PREFIX + wanted
 
@@ -175,6 +187,7 @@ cdef bint keep(Pipe *pipe, const uint8_t *data, size_t size) noexcept nogil:
             capacity *= 2
         grown = <uint8_t *>realloc(pipe.carry, capacity)
         if grown == NULL:
+            fault_say(pipe.fault, b"no memory for a message")
             return False
         pipe.carry = grown
         pipe.carry_capacity = capacity

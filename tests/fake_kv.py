@@ -149,7 +149,8 @@ class FakeKV:
             self.revision += 1
         pair = self.pairs.setdefault(key, {"key": key, "create_revision": self.revision})
         self.old[key] = pair.get("value", value)
-        pair |= {"mod_revision": self.revision, "version": 1, "value": value}
+        pair |= {"mod_revision": self.revision, "value": value}
+        pair["version"] = pair.get("version", 0) + 1
 
     def _put(self, message: bytes) -> bytes:
         request = decode("PutRequest", message)
