@@ -320,12 +320,16 @@ def run_memory(stage: Stage) -> Rows:
     return {f"memory of {keyspace.count:,} watches": row}
 
 
-CASES = (
+_FAN_OUT_CASES = (
     fan_out_case(1000, 10),
     fan_out_case(1000, 1000),
     fan_out_case(10_000, 10),
     fan_out_case(10_000, 1000),
     fan_out_case(10_000, 10, streams=1000),
+)
+FAN_OUTS = tuple(case.name for case in _FAN_OUT_CASES)
+CASES = (
+    *_FAN_OUT_CASES,
     Case("watch", "watch latency", run_latency),
     Case("watch", "watch beside puts", run_beside),
     Case("watch", "watch behind", run_behind),

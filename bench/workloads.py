@@ -166,9 +166,8 @@ def run_get(stage: Stage) -> Rows:
         fill(server, keyspace)
         for connections, streams in ((1, 1), *SHAPES):
             for serializable in (False, True):
-                name = f"get {connections}x{streams}, " + (
-                    "serializable" if serializable else "linearizable"
-                )
+                kind = "serializable" if serializable else "linearizable"
+                name = f"get {connections}x{streams}, {kind}"
                 with Load(
                     server.port,
                     "get",

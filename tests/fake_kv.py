@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import h2.config
 import h2.connection
@@ -53,7 +53,7 @@ class FakeKV:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def __enter__(self) -> FakeKV:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
