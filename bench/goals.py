@@ -150,6 +150,7 @@ def _lease_goals() -> tuple[Goal, ...]:
     return (
         Goal("keep-alive 10x10", "per_second", AT_LEAST, 5, "etcd"),
         Goal("100,000 leases due at once", "late_seconds", AT_MOST, 2),
+        Goal("100,000 leases due at once", "ended_percent", AT_LEAST, 100),
         Goal("put, leases due", "p99_us", AT_MOST, 2, "quorate", "put, no leases due"),
         Goal("1,000,000 keys with a lease each", "bytes_per_lease", AT_MOST, 150),
         Goal("1,000,000 keys with a lease each", "more_seconds", AT_MOST, 1),

@@ -103,13 +103,15 @@ def demand(outcome: AnyOutcome, what: str) -> AnyOutcome:
     return outcome
 
 
-def fill(server: Server, keyspace: Keyspace) -> Outcome:
-    """Put every key once."""
-    streams = min(20, max(1, keyspace.count // 10))
+def fill(server: Server, keyspace: Keyspace, streams: int = 20, times: int = 1) -> Outcome:
+    """Put every key once, or more often; what came of the last time."""
+    streams = min(streams, max(1, keyspace.count // 10))
     with Load(
         server.port, "put", keyspace, connections=10, streams=streams, order="sequential"
     ) as load:
-        return demand(load.run(requests=keyspace.count, patience=900.0), "filling")
+        for _ in range(times):
+            outcome = demand(load.run(requests=keyspace.count, patience=900.0), "filling")
+    return outcome
 
 
 def figures(server: Server, load: Load, settings: Settings, rate: float = 0.0) -> Metrics:
