@@ -59,7 +59,7 @@ cdef extern from *:
 
 cdef enum:
     RECEIVE_BYTES = 262144      # one recv for all that a turn of the server sends
-    OUT_BYTES = 65536           # room before a send
+    OUT_BYTES = 131072          # room before a send
     OUT_FRAME = 32768           # more than the largest frame we send (16 KiB and its header)
     EVENTS = 64                 # connections served for each epoll_wait
     SLICE = 100000000           # ns between looks at signals and `stop`
