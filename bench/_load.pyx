@@ -593,7 +593,7 @@ cdef int on_stream_close(nghttp2_session *session, int32_t stream, uint32_t erro
         problem = exchange_end(&slot.exchange)
         if engine.moments != NULL and not moments_answered(
                 engine.moments, slot.exchange.serial, slot.exchange.revision):
-            problem = b"a put's events have another revision than its reply"
+            problem = b"one write has two revisions"
         if problem != NULL:
             engine.wrong += 1
             describe(engine, slot, problem)

@@ -610,7 +610,7 @@ cdef const char *check_put(Crowd *crowd, const Watcher *watcher, int64_t key, ui
     if moment.revision == 0:
         moment.revision = event.mod_revision
     elif moment.revision != event.mod_revision:
-        return b"watchers have seen one write at two revisions"
+        return b"one write has two revisions"
     if crowd.tally == NULL or moment.due == 0:
         return NULL
     if moment.due >= crowd.window_start and (not crowd.window_end

@@ -28,6 +28,7 @@ WATCH_LIES = (
     "type",
     "header",
     "revision",
+    "disagree",
     "watch id",
     "unknown watcher",
     "cancel",
@@ -171,6 +172,9 @@ class FakeWatch(FakeKV):
         response = {"header": header, "watch_id": watch["id"], "events": [event]}
         if self.watch_lie == "header":
             header["revision"] -= 1
+        elif self.watch_lie == "disagree" and watch is self._watches[-1]:
+            pair = {**event["kv"], "mod_revision": event["kv"]["mod_revision"] - 1}
+            response["events"] = [{**event, "kv": pair}]
         elif self.watch_lie == "unknown watcher":
             response["watch_id"] += 100
         elif self.watch_lie == "cancel":
