@@ -111,11 +111,12 @@ def run_expiry(stage: Stage) -> Rows:
     """Puts at a steady pace, before and while 100,000 leases with a key each are due at once."""
     settings = stage.settings
     keyspace = Keyspace(b"/bench/leased/", settings.size(100_000))
-    beside = Keyspace(b"/bench/put/", 1000)
+    beside = Keyspace(b"/bench/put/", max(1000, keyspace.count // 20))
     with stage.server as server:
-        # A grant and a put for each, half as long again, and what comes before the end.
-        needed = 2 * keyspace.count / fill(server, beside, times=5).per_second
-        seconds = max(5.0, 1.5 * needed + 2 * settings.seconds + 2.0)
+        # A grant and a put for each, on a machine that may be three times slower a moment later;
+        # and the quiet puts before the end.
+        needed = 2 * keyspace.count / fill(server, beside, streams=100, times=2).per_second
+        seconds = 3 * needed + settings.seconds + 3.0
         earliest, latest = grant_due_together(server, keyspace, seconds)
         with Watchers(server.port, keyspace, on="prefix", deletes=True) as watcher:
             demand(watcher.created, "creating a watcher")
