@@ -87,8 +87,9 @@ cdef const char *link_flush(Link *link) noexcept nogil:
             size = nghttp2_session_mem_send(link.session, &data)
             if size < 0:
                 return b"HTTP/2 has no memory"
-            memcpy(link.out + link.out_size, data, size)
-            link.out_size += size
+            if size > 0:
+                memcpy(link.out + link.out_size, data, size)
+                link.out_size += size
         if link.out_size == 0:
             return NULL
         problem = drain(link)
