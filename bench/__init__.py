@@ -1,10 +1,15 @@
 """The benchmark: quorate and any etcd binaries, side by side, through the wire alone.
 
 What calls what: `__main__` (command line) -> `runner` (rounds, fresh data directories, alternation)
--> `workloads` (what is measured) -> `servers` and `process` (start, end, CPU and memory of a
-process tree) and the load generator: `_load` (connections and time) -> `_exchange` (one request and
-the check of its answer) -> `_keyspace` (keys, values and what was acknowledged). `goals`, `report`
-and `charts` turn figures into words and pictures.
+-> `cases` (all of `workloads`, `watching`, `leasing`: what is measured) -> `servers` and `process`
+(start, end, CPU and memory of a process tree) and the load generator. `goals`, `report` and
+`charts` turn figures into words and pictures.
+
+The load generator has three kinds of clients, each of which works in one thread without the GIL:
+`_load` (unary requests) -> `_exchange` (one request and the check of its answer); `_watchers`
+(watches and the check of every event) and `_keepalives` -> `_pipe` (a stream that stays open).
+Below them are `_link` (an HTTP/2 connection), `_keyspace` (keys, values and what was acknowledged),
+`_moments` (which write was due when), `_protobuf` and `_histogram`.
 
 Nothing here imports quorate: the benchmark believes only what comes back through the socket.
 """

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import crosscheck, headline, report, runner
+from bench.cases import CASES
 from bench.servers import ServerError, Target, find_target
-from bench.workloads import CASES, Case, Settings, WrongAnswer
+from bench.workloads import Case, Settings, WrongAnswer
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = tuple(dict.fromkeys(case.group for case in CASES))

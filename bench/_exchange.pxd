@@ -11,9 +11,7 @@ cdef enum Kind:
     LIST = 2            # from a key to the end of the prefix
     TXN = 3             # Kubernetes' update: compare mod revision, then put, else get
     CALL = 4            # any bytes; the reply is kept as it is
-
-cdef enum:
-    GRPC_PREFIX = 5     # bytes before each gRPC message: compressed flag and length
+    GRANT = 5           # a lease with an id of our choice
 
 
 cdef struct Work:
@@ -25,6 +23,8 @@ cdef struct Work:
     bint count_only
     bint keys_only
     int64_t limit               # of a LIST; 0 is no limit
+    bint leased                 # each PUT is attached to the lease of its key's number
+    int64_t ttl                 # seconds; of a GRANT
     const uint8_t *message      # of a CALL; not owned
     size_t message_size
 
@@ -42,6 +42,7 @@ cdef struct Exchange:
     size_t body_capacity
     size_t key_at               # where in the body the key's digits are (PUT, GET, LIST)
     size_t value_at             # where in the body the value is (PUT)
+    size_t lease_at             # where in the body the lease goes (PUT)
     size_t sent                 # bytes of the body handed to HTTP/2
     # -- the reply
     uint8_t *carry              # owned; bytes of a message that could not be read yet
@@ -52,8 +53,8 @@ cdef struct Exchange:
     int status                  # grpc-status; -1 until it came
     int64_t revision            # the header's
     int64_t mod_revision        # of the last key-value read
-    int64_t seen                # key-values so far
-    int64_t count
+    int64_t seen                # key-values so far; of a GRANT: the time to live
+    int64_t count               # of a GRANT: the lease's id
     bint more
     bint succeeded
     int64_t responses           # of a TXN

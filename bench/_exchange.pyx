@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""One request to etcd's KV service and the check of its answer; no socket, no clock, no GIL.
+"""One unary request to etcd and the check of its answer; no socket, no clock, no GIL.
 
 The life of an exchange: `build` once (memory and the constant part of the body), then for each
 request `begin` (which key), `feed` (bytes of the reply as they come), `end` (what is wrong with
@@ -10,6 +10,7 @@ What is checked:
 - a linearizable read's revision is not below it; its key-value is the key asked for, not older than
   what was acknowledged when it left, and its value is byte for byte what was put;
 - a list has as many key-values as limit and keyspace say, in order, the right `count` and `more`;
+- a grant gives the lease id and the time to live that were asked for;
 - a txn that compared the right mod revision succeeded, with one response.
 
 A reply is read field by field as its bytes come, so that a list of any size needs no more memory
@@ -20,14 +21,27 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
-from bench._keyspace cimport DIGITS, Keys, acknowledge, is_key, is_value, write_number, write_value
-
-
-cdef struct Field:
-    uint32_t number
-    int wire                    # 0 varint, 2 bytes; nothing else comes from KV
-    uint64_t value              # the varint, or the size of the bytes
-    const uint8_t *data         # the bytes
+from bench._keyspace cimport (
+    DIGITS,
+    LEASE_FIRST,
+    Keys,
+    acknowledge,
+    is_key,
+    is_value,
+    write_number,
+    write_value,
+)
+from bench._protobuf cimport (
+    GRPC_PREFIX,
+    Field,
+    number_in,
+    read_field,
+    size_in_prefix,
+    varint_size,
+    write_prefix,
+    write_tag,
+    write_varint,
+)
 
 
 # -- the request
@@ -52,7 +66,9 @@ cdef bint exchange_build(Exchange *exchange, Work *work) noexcept nogil:
         exchange.key_at = at - DIGITS - exchange.body
         at = write_varint(write_tag(at, 2, 2), keys.value_size)
         exchange.value_at = at - exchange.body
-        finish_body(exchange, at + keys.value_size)
+        at += keys.value_size
+        exchange.lease_at = at - exchange.body
+        finish_body(exchange, at)
     elif work.kind == GET or work.kind == LIST:
         at = write_key(exchange, at, 1)
         exchange.key_at = at - DIGITS - exchange.body
@@ -74,6 +90,9 @@ cdef bint exchange_begin(Exchange *exchange, int64_t key) noexcept nogil:
     exchange.key = key
     if work.kind == CALL:
         return True
+    if work.kind == GRANT:
+        write_grant(exchange)
+        return True
     exchange.highest = keys.highest
     exchange.known = keys.revisions[key]
     if work.kind == PUT or work.kind == TXN:
@@ -86,6 +105,8 @@ cdef bint exchange_begin(Exchange *exchange, int64_t key) noexcept nogil:
         write_number(exchange.body + exchange.key_at, key)
         if work.kind == PUT:
             write_value(keys, exchange.body + exchange.value_at, key, exchange.serial)
+        if work.leased:
+            write_lease(exchange)
     return exchange.body_size <= exchange.body_capacity
 
 
@@ -99,33 +120,8 @@ cdef void exchange_free(Exchange *exchange) noexcept nogil:
 cdef inline void finish_body(Exchange *exchange, uint8_t *end) noexcept nogil:
     """Write the gRPC prefix, now that the size is known."""
     cdef size_t size = end - exchange.body - GRPC_PREFIX
-    exchange.body[0] = 0
-    exchange.body[1] = <uint8_t>(size >> 24)
-    exchange.body[2] = <uint8_t>(size >> 16)
-    exchange.body[3] = <uint8_t>(size >> 8)
-    exchange.body[4] = <uint8_t>size
+    write_prefix(exchange.body, size)
     exchange.body_size = size + GRPC_PREFIX
-
-
-cdef inline uint8_t *write_varint(uint8_t *at, uint64_t value) noexcept nogil:
-    while value >= 0x80:
-        at[0] = <uint8_t>(value | 0x80)
-        at += 1
-        value >>= 7
-    at[0] = <uint8_t>value
-    return at + 1
-
-
-cdef inline size_t varint_size(uint64_t value) noexcept nogil:
-    cdef size_t size = 1
-    while value >= 0x80:
-        value >>= 7
-        size += 1
-    return size
-
-
-cdef inline uint8_t *write_tag(uint8_t *at, uint32_t number, int wire) noexcept nogil:
-    return write_varint(at, number << 3 | wire)
 
 
 cdef inline uint8_t *write_key(Exchange *exchange, uint8_t *at, uint32_t number) noexcept nogil:
@@ -154,6 +150,19 @@ cdef inline uint8_t *write_range_options(Work *work, uint8_t *at) noexcept nogil
     if work.count_only:
         at = write_varint(write_tag(at, 9, 0), 1)
     return at
+
+
+cdef void write_grant(Exchange *exchange) noexcept nogil:
+    """LeaseGrantRequest: the time to live and the id that belongs to this number."""
+    cdef uint8_t *at = exchange.body + GRPC_PREFIX
+    at = write_varint(write_tag(at, 1, 0), exchange.work.ttl)
+    finish_body(exchange, write_varint(write_tag(at, 2, 0), LEASE_FIRST + exchange.key))
+
+
+cdef inline void write_lease(Exchange *exchange) noexcept nogil:
+    """The last field of a PutRequest: the lease of this key."""
+    cdef uint8_t *at = write_tag(exchange.body + exchange.lease_at, 3, 0)
+    finish_body(exchange, write_varint(at, LEASE_FIRST + exchange.key))
 
 
 cdef void write_txn(Exchange *exchange) noexcept nogil:
@@ -207,6 +216,8 @@ cdef const char *exchange_end(Exchange *exchange) noexcept nogil:
         return exchange.problem
     if not exchange.prefixed or exchange.left or exchange.carry_size:
         return b"the reply is cut short"
+    if work.kind == GRANT:
+        return end_grant(exchange)
     if work.kind == PUT:
         if exchange.revision <= exchange.highest:
             return b"a put's revision is not above those acknowledged before it"
@@ -219,6 +230,14 @@ cdef const char *exchange_end(Exchange *exchange) noexcept nogil:
     if work.kind == LIST:
         return end_list(exchange)
     return end_txn(exchange)
+
+
+cdef const char *end_grant(Exchange *exchange) noexcept nogil:
+    if exchange.count != LEASE_FIRST + exchange.key:
+        return b"a grant gave another lease than was asked for"
+    if exchange.seen != exchange.work.ttl:
+        return b"a grant gave another time to live than was asked for"
+    return NULL
 
 
 cdef const char *end_get(Exchange *exchange) noexcept nogil:
@@ -290,7 +309,7 @@ cdef size_t consume(Exchange *exchange, const uint8_t *data, size_t size) noexce
     if not exchange.prefixed:
         if size < GRPC_PREFIX:
             return 0
-        exchange.left = <uint64_t>data[1] << 24 | data[2] << 16 | data[3] << 8 | data[4]
+        exchange.left = size_in_prefix(data)
         exchange.prefixed = True
         at += GRPC_PREFIX
         if data[0] != 0:
@@ -309,44 +328,16 @@ cdef size_t consume(Exchange *exchange, const uint8_t *data, size_t size) noexce
     return size if exchange.problem != NULL else at - data
 
 
-cdef inline const uint8_t *read_varint(const uint8_t *at, const uint8_t *end,
-                                       uint64_t *value) noexcept nogil:
-    """The place after the varint, or NULL when it is not whole."""
-    cdef int shift = 0
-    value[0] = 0
-    while at < end and shift < 64:
-        value[0] |= <uint64_t>(at[0] & 0x7f) << shift
-        if at[0] < 0x80:
-            return at + 1
-        at += 1
-        shift += 7
-    return NULL
-
-
-cdef inline const uint8_t *read_field(const uint8_t *at, const uint8_t *end,
-                                      Field *field) noexcept nogil:
-    """The place after the field, or NULL when it is not whole or of a wire type that KV has not."""
-    cdef uint64_t tag
-    at = read_varint(at, end, &tag)
-    if at == NULL:
-        return NULL
-    field.number = <uint32_t>(tag >> 3)
-    field.wire = tag & 7
-    field.data = NULL
-    if field.wire != 0 and field.wire != 2:
-        return NULL
-    at = read_varint(at, end, &field.value)
-    if at == NULL or field.wire == 0:
-        return at
-    field.data = at
-    return at + field.value if field.value <= <uint64_t>(end - at) else NULL
-
-
 cdef void read_reply_field(Exchange *exchange, const Field *field) noexcept nogil:
     """One top-level field of the reply; field 1 is the header in all of them."""
     cdef Kind kind = exchange.work.kind
     if field.number == 1:
         exchange.revision = number_in(field, 3)
+    elif kind == GRANT:
+        if field.number == 2:
+            exchange.count = <int64_t>field.value
+        elif field.number == 3:
+            exchange.seen = <int64_t>field.value
     elif kind == TXN:
         if field.number == 2:
             exchange.succeeded = field.value != 0
@@ -359,21 +350,6 @@ cdef void read_reply_field(Exchange *exchange, const Field *field) noexcept nogi
             exchange.more = field.value != 0
         elif field.number == 4:
             exchange.count = <int64_t>field.value
-
-
-cdef int64_t number_in(const Field *message, uint32_t number) noexcept nogil:
-    """The varint field `number` of a message, 0 when it is not there."""
-    cdef const uint8_t *at = message.data
-    cdef const uint8_t *end = message.data + message.value
-    cdef int64_t found = 0
-    cdef Field field
-    if message.wire != 2:
-        return 0
-    while at != NULL and at < end:
-        at = read_field(at, end, &field)
-        if at != NULL and field.number == number and field.wire == 0:
-            found = <int64_t>field.value
-    return found
 
 
 cdef void read_key_value(Exchange *exchange, const Field *message) noexcept nogil:

@@ -1,13 +1,15 @@
 # cython: language_level=3
 """Numbered keys, their values, and what the server acknowledged of each: the C half."""
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 cdef enum:
     PREFIX_MAX = 64             # bytes of a prefix; real ones are about 30
     DIGITS = 9                  # of a key's number, zero-padded, so that all keys are of one size
     STAMP = 16                  # bytes at a value's start: key's number, then write's serial
+    # Key n's lease is this + n: below 2**31, and all ids take five bytes on the wire.
+    LEASE_FIRST = 1 << 28
 
 
 cdef struct Keys:
@@ -19,6 +21,7 @@ cdef struct Keys:
     uint8_t *filler             # owned; what follows the stamp in every value
     int64_t *revisions          # owned; by key: the newest mod revision seen, 0 for none
     uint64_t *serials           # owned; by key: the serial that this revision wrote
+    uint32_t *versions          # owned; by key: how many writes were acknowledged
     uint64_t serial             # the last one given out
     int64_t highest             # the highest revision that any write's reply showed
     int64_t writes              # acknowledged
@@ -50,16 +53,23 @@ cdef inline void write_value(const Keys *keys, uint8_t *at, int64_t number,
     memcpy(at + STAMP, keys.filler, keys.value_size - STAMP)
 
 
-cdef inline bint is_value(const Keys *keys, int64_t number, int64_t revision,
-                          const uint8_t *data, size_t size) noexcept nogil:
-    """Whether these bytes were put under that key, and at that revision when we know the write."""
+cdef inline uint64_t serial_in(const Keys *keys, int64_t number,
+                               const uint8_t *data, size_t size) noexcept nogil:
+    """The serial number of the write that put these bytes under that key; 0 when none did."""
     cdef int64_t stamped
     cdef uint64_t serial
     if size != keys.value_size or memcmp(data + STAMP, keys.filler, size - STAMP) != 0:
-        return False
+        return 0
     memcpy(&stamped, data, 8)
     memcpy(&serial, data + 8, 8)
-    if stamped != number or serial == 0 or serial > keys.serial:
+    return serial if stamped == number and serial <= keys.serial else 0
+
+
+cdef inline bint is_value(const Keys *keys, int64_t number, int64_t revision,
+                          const uint8_t *data, size_t size) noexcept nogil:
+    """Whether these bytes were put under that key, and at that revision when we know the write."""
+    cdef uint64_t serial = serial_in(keys, number, data, size)
+    if serial == 0:
         return False
     return revision != keys.revisions[number] or serial == keys.serials[number]
 
@@ -68,6 +78,7 @@ cdef inline void acknowledge(Keys *keys, int64_t number, uint64_t serial,
                              int64_t revision) noexcept nogil:
     """Remember that the server wrote `serial` under this key at `revision`."""
     keys.writes += 1
+    keys.versions[number] += 1
     if revision > keys.revisions[number]:
         keys.revisions[number] = revision
         keys.serials[number] = serial

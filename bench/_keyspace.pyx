@@ -34,7 +34,9 @@ cdef class Keyspace:
         self.keys.filler = <uint8_t *>malloc(value_size)
         self.keys.revisions = <int64_t *>calloc(count, sizeof(int64_t))
         self.keys.serials = <uint64_t *>calloc(count, sizeof(uint64_t))
-        if not (self.keys.filler and self.keys.revisions and self.keys.serials):
+        self.keys.versions = <uint32_t *>calloc(count, sizeof(uint32_t))
+        if not (self.keys.filler and self.keys.revisions and self.keys.serials
+                and self.keys.versions):
             raise MemoryError(f"no memory for a keyspace of {count} keys")
         for place in range(value_size):
             self.keys.filler[place] = <uint8_t>(33 + place * 7 % 94)
@@ -43,6 +45,7 @@ cdef class Keyspace:
         free(self.keys.filler)
         free(self.keys.revisions)
         free(self.keys.serials)
+        free(self.keys.versions)
 
     @property
     def prefix(self):

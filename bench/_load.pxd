@@ -4,9 +4,11 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from bench._exchange cimport Exchange, Work
-from bench._histogram cimport Tally
+from bench._histogram cimport Histogram, Tally
 from bench._keyspace cimport Keyspace
-from bench._nghttp2 cimport nghttp2_nv, nghttp2_session, nghttp2_session_callbacks
+from bench._link cimport Link
+from bench._moments cimport Moments
+from bench._nghttp2 cimport nghttp2_nv, nghttp2_session_callbacks
 
 cdef enum Order:
     SEQUENTIAL = 0      # 0, 1, 2 ...: to fill a keyspace
@@ -26,14 +28,8 @@ cdef struct Slot:
 
 
 cdef struct Connection:
+    Link link                   # first: see bench/_link.pyx
     Engine *engine
-    int fd                      # owned
-    nghttp2_session *session    # owned
-    uint8_t *out                # owned; bytes on their way to the socket
-    size_t out_size
-    size_t out_sent
-    bint blocked                # the socket is full; EPOLLOUT is armed
-    bint lost
     Slot *slot                  # the one that callbacks asked for last
     Slot *slots                 # the engine's slots of this connection
 
@@ -73,8 +69,10 @@ cdef struct Engine:
     int64_t succeeded
     int64_t failed
     int64_t wrong
+    bint unimplemented          # a request was answered with that status
     char[256] problem
     Tally *tally
+    Moments *moments            # not owned; NULL unless watchers count what this load writes
 
 
 cdef class Load:
@@ -85,6 +83,13 @@ cdef class Load:
     cdef bytes message
     cdef bint running
 
-    cdef void plan(self, double seconds, double warmup, int64_t requests, double rate,
-                   double patience) noexcept nogil
-    cdef int open_connection(self, Connection *connection, int fd, int window) except -1
+    cdef int prepare(self, Histogram latency, double seconds, double warmup, int64_t requests,
+                     double rate, double patience) except -1
+    cdef object outcome(self, Histogram latency, int64_t cpu)
+
+
+# For whoever runs a prepared load inside a loop of its own.
+cdef void begin(Engine *engine) noexcept nogil
+cdef bint is_over(Engine *engine) noexcept nogil
+cdef int64_t pause_of(Engine *engine, int64_t until) noexcept nogil
+cdef void turn(Engine *engine, int milliseconds) noexcept nogil

@@ -7,7 +7,7 @@ class Load:
     def __init__(
         self,
         port: int,
-        kind: Literal["put", "get", "list", "txn", "call"],
+        kind: Literal["put", "get", "list", "txn", "call", "grant"],
         keyspace: Keyspace | None = None,
         *,
         connections: int = 1,
@@ -18,6 +18,7 @@ class Load:
         keys_only: bool = False,
         limit: int = 0,
         check: bool = True,
+        leased: bool = False,
         window: int = ...,
         seed: int = 1,
         path: str = "",
@@ -31,6 +32,8 @@ class Load:
         requests: int = 0,
         rate: float = 0.0,
         patience: float = 20.0,
+        first: int = 0,
+        ttl: int = 0,
     ) -> Outcome: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...

@@ -11,20 +11,18 @@ Rules:
 - A lost connection fails its requests and is not opened again; without any connection the run ends.
 """
 
-import socket
-
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memcmp, memcpy
 
 cimport cython
 
 from bench._exchange cimport (
     CALL,
     GET,
-    GRPC_PREFIX,
+    GRANT,
     LIST,
     PUT,
     TXN,
@@ -37,89 +35,46 @@ from bench._exchange cimport (
 )
 from bench._histogram cimport Histogram, tally_record
 from bench._keyspace cimport Keyspace
+from bench._link cimport (
+    CLOCK_MONOTONIC,
+    CLOCK_THREAD_CPUTIME_ID,
+    EPOLL_CLOEXEC,
+    EPOLLOUT,
+    EVENTS,
+    HEADERS,
+    RECEIVE_BYTES,
+    SLICE,
+    WINDOW,
+    clock,
+    close,
+    epoll_create1,
+    epoll_event,
+    epoll_wait,
+    headers_prepare,
+    link_flush,
+    link_free,
+    link_lose,
+    link_open,
+    link_prepare,
+    link_receive,
+    wait_readable,
+)
+from bench._moments cimport moments_answered, moments_sent
 from bench._nghttp2 cimport *
+from bench._pipe cimport UNIMPLEMENTED
+from bench._protobuf cimport GRPC_PREFIX
 
+from bench._link import connect
 from bench.outcome import Outcome
 
-cdef extern from "<errno.h>" nogil:
-    int errno
-    int EAGAIN
-    int EINTR
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int POLLIN
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        void *ptr
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int EPOLLIN
-    int EPOLLOUT
-    int EPOLLERR
-    int EPOLLHUP
-    int EPOLL_CTL_ADD
-    int EPOLL_CTL_MOD
-    int EPOLL_CTL_DEL
-    int EPOLL_CLOEXEC
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int most, int milliseconds)
-
-cdef extern from "<sys/socket.h>" nogil:
-    int MSG_NOSIGNAL
-    ssize_t send(int fd, const void *data, size_t size, int flags)
-    ssize_t recv(int fd, void *data, size_t size, int flags)
-
-cdef extern from "<unistd.h>" nogil:
-    int close(int fd)
-
-cdef extern from "<time.h>" nogil:
-    ctypedef long time_t
-    struct timespec:
-        time_t tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC
-    int CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *time)
-
-cdef extern from *:
-    """
-    #include <poll.h>
-    #include <signal.h>
-    #include <time.h>
-    /* Waits for the epoll set in nanoseconds, which epoll_wait cannot. */
-    static inline int quorate_bench_wait(int epoll, long long nanoseconds) {
-        struct pollfd set = {epoll, POLLIN, 0};
-        struct timespec time = {nanoseconds / 1000000000, nanoseconds % 1000000000};
-        return ppoll(&set, 1, &time, NULL);
-    }
-    """
-    int wait_readable "quorate_bench_wait" (int epoll, long long nanoseconds) noexcept nogil
-
-cdef enum:
-    RECEIVE_BYTES = 262144      # one recv for all that a turn of the server sends
-    OUT_BYTES = 131072          # room before a send
-    OUT_FRAME = 32768           # more than the largest frame we send (16 KiB and its header)
-    EVENTS = 64                 # connections served for each epoll_wait
-    SLICE = 100000000           # ns between looks at signals and `stop`
-    HEADERS = 7
-
-# Like h2load's: flow control is not what is measured.
-WINDOW = (1 << 30) - 1
-
-KINDS = {"put": PUT, "get": GET, "list": LIST, "txn": TXN, "call": CALL}
+KINDS = {"put": PUT, "get": GET, "list": LIST, "txn": TXN, "call": CALL, "grant": GRANT}
 ORDERS = {"sequential": SEQUENTIAL, "random": RANDOM, "own": OWN}
 PATHS = {
     "put": "/etcdserverpb.KV/Put",
     "get": "/etcdserverpb.KV/Range",
     "list": "/etcdserverpb.KV/Range",
     "txn": "/etcdserverpb.KV/Txn",
+    "grant": "/etcdserverpb.Lease/LeaseGrant",
 }
 
 
@@ -133,7 +88,8 @@ cdef class Load:
     def __init__(self, int port, str kind, Keyspace keyspace=None, *, int64_t connections=1,
                  int64_t streams=1, str order="random", bint serializable=False,
                  bint count_only=False, bint keys_only=False, int64_t limit=0, bint check=True,
-                 int window=WINDOW, uint64_t seed=1, str path="", bytes message=b""):
+                 bint leased=False, int window=WINDOW, uint64_t seed=1, str path="",
+                 bytes message=b""):
         cdef Engine *engine = &self.engine
         assert engine.epoll == -1, "a Load is initialised once"
         if kind != "call" and keyspace is None:
@@ -153,18 +109,19 @@ cdef class Load:
         engine.work.count_only = count_only
         engine.work.keys_only = keys_only
         engine.work.limit = limit
+        engine.work.leased = leased
         engine.work.message = self.message
         engine.work.message_size = len(message)
         engine.order = ORDERS[order]
         engine.random = seed * <uint64_t>0x9E3779B97F4A7C15ULL | 1
-        prepare_headers(engine, self.path, self.authority)
+        headers_prepare(engine.headers, self.path, self.authority)
         if not prepare_engine(engine, connections, streams):
             raise MemoryError(f"no memory for {connections} connections of {streams} streams")
         for number in range(connections):
-            client = socket.create_connection(("127.0.0.1", port), timeout=10)
-            client.setblocking(False)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.open_connection(&engine.connections[number], client.detach(), window)
+            link_open(&engine.connections[number].link, connect(port), engine.callbacks, streams,
+                      window)
+            engine.connections_left += 1
+            flush(&engine.connections[number])
 
     def __dealloc__(self):
         self.close()
@@ -176,22 +133,22 @@ cdef class Load:
         self.close()
 
     def run(self, *, double seconds=0.0, double warmup=0.0, int64_t requests=0, double rate=0.0,
-            double patience=20.0):
-        """Work for `seconds` after `warmup`, or for `requests`; raises RuntimeError when closed."""
+            double patience=20.0, int64_t first=0, int64_t ttl=0):
+        """Work for `seconds` after `warmup`, or for `requests`; raises RuntimeError when closed.
+
+        A sequential order begins with key `first`; grants give `ttl` seconds.
+        """
         cdef Engine *engine = &self.engine
         cdef Histogram latency = Histogram()
-        cdef int64_t cpu, unfinished
+        cdef int64_t cpu
         cdef bint more = True
-        if engine.connections == NULL or self.running:
-            raise RuntimeError("the load is closed or running")
-        if (seconds > 0) == (requests > 0):
-            raise ValueError("give either seconds or requests")
+        self.prepare(latency, seconds, warmup, requests, rate, patience)
+        engine.next_key = first
+        engine.work.ttl = ttl
         self.running = True
-        engine.tally = &latency.tally
         try:
             with nogil:
                 cpu = clock(CLOCK_THREAD_CPUTIME_ID)
-                self.plan(seconds, warmup, requests, rate, patience)
                 begin(engine)
             while more:
                 with nogil:
@@ -200,14 +157,7 @@ cdef class Load:
             cpu = clock(CLOCK_THREAD_CPUTIME_ID) - cpu
         finally:
             self.running = False
-        unfinished = engine.in_flight + never_sent(engine)
-        elapsed = measured(engine)
-        abandon(engine)
-        return Outcome(
-            completed=engine.completed, elapsed=elapsed / 1e9, succeeded=engine.succeeded,
-            failed=engine.failed, wrong=engine.wrong, unfinished=unfinished,
-            problem=engine.problem.decode("utf-8", "replace"), cpu=cpu / 1e9, latency=latency,
-        )
+        return self.outcome(latency, cpu)
 
     def stop(self):
         """Let a run in another thread issue nothing more and end when all is answered."""
@@ -231,10 +181,15 @@ cdef class Load:
         """The gRPC status of the last request on the first slot; -1 when none came."""
         return self.engine.slots.exchange.status
 
-    cdef void plan(self, double seconds, double warmup, int64_t requests, double rate,
-                   double patience) noexcept nogil:
-        """Write down when this run begins, measures and ends, and forget the last one."""
+    cdef int prepare(self, Histogram latency, double seconds, double warmup, int64_t requests,
+                     double rate, double patience) except -1:
+        """Write down when the next run begins, measures and ends, and forget the last one."""
         cdef Engine *engine = &self.engine
+        if engine.connections == NULL or self.running:
+            raise RuntimeError("the load is closed or running")
+        if (seconds > 0) == (requests > 0):
+            raise ValueError("give either seconds or requests")
+        engine.tally = &latency.tally
         engine.now = clock(CLOCK_MONOTONIC)
         engine.window_start = engine.now + <int64_t>(warmup * 1e9)
         engine.end = engine.window_start + <int64_t>(seconds * 1e9) if seconds > 0 else 0
@@ -247,38 +202,22 @@ cdef class Load:
         engine.stop = False
         engine.completed = engine.succeeded = engine.failed = engine.wrong = 0
         engine.next_key = 0
+        engine.unimplemented = False
         engine.problem[0] = 0
-
-    cdef int open_connection(self, Connection *connection, int fd, int window) except -1:
-        """Make the HTTP/2 session of a connected socket and send its preface."""
-        cdef nghttp2_option *option
-        cdef nghttp2_settings_entry[2] settings
-        cdef epoll_event event
-        connection.fd = fd
-        settings[0].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
-        settings[0].value = 0
-        settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
-        settings[1].value = <uint32_t>window
-        if nghttp2_option_new(&option) != 0:
-            raise MemoryError("no memory for an HTTP/2 session")
-        # gRPC's replies are valid HTTP/2 messages; checking them again is not what is measured.
-        nghttp2_option_set_no_http_messaging(option, 1)
-        nghttp2_option_set_peer_max_concurrent_streams(option, <uint32_t>self.engine.streams)
-        made = nghttp2_session_client_new2(
-            &connection.session, self.engine.callbacks, connection, option)
-        nghttp2_option_del(option)
-        if made != 0:
-            raise MemoryError("no memory for an HTTP/2 session")
-        nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, settings, 2)
-        nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, window)
-        event.events = EPOLLIN
-        event.data.ptr = connection
-        if epoll_ctl(self.engine.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
-            raise OSError(errno, "epoll_ctl")
-        connection.lost = False
-        self.engine.connections_left += 1
-        flush(connection)
         return 0
+
+    cdef object outcome(self, Histogram latency, int64_t cpu):
+        """What came of the run that is over; connections with requests in flight are lost."""
+        cdef Engine *engine = &self.engine
+        cdef int64_t unfinished = engine.in_flight + never_sent(engine)
+        elapsed = measured(engine)
+        abandon(engine)
+        return Outcome(
+            completed=engine.completed, elapsed=elapsed / 1e9, succeeded=engine.succeeded,
+            failed=engine.failed, wrong=engine.wrong, unfinished=unfinished,
+            problem=engine.problem.decode("utf-8", "replace"), cpu=cpu / 1e9, latency=latency,
+            unimplemented=engine.unimplemented,
+        )
 
 
 # -- memory
@@ -303,11 +242,8 @@ cdef bint prepare_engine(Engine *engine, int64_t connections, int64_t streams) n
     engine.slot_count = connections * streams
     for number in range(connections):
         engine.connections[number].engine = engine
-        engine.connections[number].fd = -1
-        engine.connections[number].lost = True
         engine.connections[number].slots = &engine.slots[number * streams]
-        engine.connections[number].out = <uint8_t *>malloc(OUT_BYTES)
-        if engine.connections[number].out == NULL:
+        if not link_prepare(&engine.connections[number].link, engine.epoll):
             return False
     # Free slots in turn of connections, so that an open loop spreads over them.
     for place in range(engine.slot_count):
@@ -322,17 +258,11 @@ cdef bint prepare_engine(Engine *engine, int64_t connections, int64_t streams) n
 
 
 cdef void free_engine(Engine *engine) noexcept nogil:
-    """Close and free all that `prepare_engine` and `open_connection` made."""
+    """Close and free all that `prepare_engine` and `link_open` made."""
     cdef int64_t number
-    cdef Connection *connection
     if engine.connections != NULL:
         for number in range(engine.connection_count):
-            connection = &engine.connections[number]
-            if connection.session != NULL:
-                nghttp2_session_del(connection.session)
-            if connection.fd >= 0:
-                close(connection.fd)
-            free(connection.out)
+            link_free(&engine.connections[number].link)
     if engine.slots != NULL:
         for number in range(engine.slot_count):
             exchange_free(&engine.slots[number].exchange)
@@ -351,32 +281,7 @@ cdef void free_engine(Engine *engine) noexcept nogil:
     engine.connection_count = engine.slot_count = 0
 
 
-cdef void prepare_headers(Engine *engine, bytes path, bytes authority):
-    """The header list of every request; `path` and `authority` must outlive the engine."""
-    set_header(&engine.headers[0], b":method", b"POST")
-    set_header(&engine.headers[1], b":scheme", b"http")
-    set_header(&engine.headers[2], b":path", path)
-    set_header(&engine.headers[3], b":authority", authority)
-    set_header(&engine.headers[4], b"content-type", b"application/grpc")
-    set_header(&engine.headers[5], b"te", b"trailers")
-    set_header(&engine.headers[6], b"user-agent", b"quorate-bench")
-
-
-cdef void set_header(nghttp2_nv *header, const char *name, const char *value) noexcept:
-    header.name = <uint8_t *>name
-    header.namelen = strlen(name)
-    header.value = <uint8_t *>value
-    header.valuelen = strlen(value)
-    header.flags = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
-
-
 # -- time
-
-cdef inline int64_t clock(int which) noexcept nogil:
-    cdef timespec time
-    clock_gettime(which, &time)
-    return <int64_t>time.tv_sec * 1000000000 + time.tv_nsec
-
 
 cdef int64_t measured(Engine *engine) noexcept nogil:
     """How long the measured window was, in ns."""
@@ -404,7 +309,7 @@ cdef void begin(Engine *engine) noexcept nogil:
     if engine.interval:
         issue_due(engine)
         return
-    while engine.free_first != NULL and may_issue(engine):
+    while engine.free_first != NULL and may_issue(engine) and not is_held(engine):
         issue(engine, pop_free(engine), engine.now)
     for number in range(engine.connection_count):
         flush(&engine.connections[number])
@@ -412,35 +317,59 @@ cdef void begin(Engine *engine) noexcept nogil:
 
 cdef bint work_a_slice(Engine *engine) noexcept nogil:
     """Serve the connections for a while; False when the run is over."""
-    cdef epoll_event[EVENTS] events
     cdef int64_t until = engine.now + SLICE
     cdef int64_t pause
-    cdef int ready, number
     while engine.now < until:
-        if engine.connections_left == 0 or engine.now >= engine.give_up:
+        if is_over(engine):
             return False
-        if engine.in_flight == 0 and not more_to_come(engine):
-            return False
-        pause = until - engine.now
-        if engine.interval and engine.free_first != NULL and may_issue_at(engine, engine.due):
-            pause = min(pause, max(<int64_t>engine.due - engine.now, 0))
+        pause = pause_of(engine, until)
+        # An open loop needs its nanoseconds; epoll_wait knows only milliseconds.
         if engine.interval:
             wait_readable(engine.epoll, pause)
-            ready = epoll_wait(engine.epoll, events, EVENTS, 0)
-        else:
-            ready = epoll_wait(engine.epoll, events, EVENTS, <int>(pause // 1000000) + 1)
-        engine.now = clock(CLOCK_MONOTONIC)
-        for number in range(ready):
-            serve(<Connection *>events[number].data.ptr, events[number].events)
-        if engine.interval:
-            issue_due(engine)
+            pause = 0
+        turn(engine, <int>(pause // 1000000) + (pause > 0))
     return True
+
+
+cdef bint is_over(Engine *engine) noexcept nogil:
+    """Whether nothing is in flight or to come, or it is too late."""
+    if engine.connections_left == 0 or engine.now >= engine.give_up:
+        return True
+    return engine.in_flight == 0 and not more_to_come(engine)
+
+
+cdef int64_t pause_of(Engine *engine, int64_t until) noexcept nogil:
+    """How long to wait, in ns, until then or until a request of an open loop is due."""
+    cdef int64_t pause = until - engine.now
+    if engine.interval and engine.free_first != NULL and may_issue_at(engine, engine.due):
+        pause = min(pause, <int64_t>engine.due - engine.now)
+    return max(pause, 0)
+
+
+cdef void turn(Engine *engine, int milliseconds) noexcept nogil:
+    """Serve what is ready within this time, and issue what is due."""
+    cdef epoll_event[EVENTS] events
+    cdef int number
+    cdef int ready = epoll_wait(engine.epoll, events, EVENTS, milliseconds)
+    engine.now = clock(CLOCK_MONOTONIC)
+    for number in range(ready):
+        serve(<Connection *>events[number].data.ptr, events[number].events)
+    if engine.interval:
+        issue_due(engine)
+    elif engine.moments != NULL:
+        issue_free(engine)
 
 
 cdef inline bint may_issue(Engine *engine) noexcept nogil:
     """Whether a closed loop goes on."""
     return (engine.requests_left > 0 and not engine.stop
             and (engine.end == 0 or engine.now < engine.end))
+
+
+cdef inline bint is_held(Engine *engine) noexcept nogil:
+    """Whether a closed loop has to wait for watchers."""
+    return (engine.moments != NULL and engine.moments.undelivered_max
+            and engine.moments.undelivered >= engine.moments.undelivered_max)
 
 
 cdef inline bint may_issue_at(Engine *engine, double due) noexcept nogil:
@@ -467,6 +396,17 @@ cdef void issue_due(Engine *engine) noexcept nogil:
         flush(slot.connection)
 
 
+cdef void issue_free(Engine *engine) noexcept nogil:
+    """Closed loop that waits for watchers: send again what they have room for."""
+    cdef Slot *slot
+    while engine.free_first != NULL and may_issue(engine) and not is_held(engine):
+        slot = pop_free(engine)
+        if slot == NULL:
+            return
+        issue(engine, slot, engine.now)
+        flush(slot.connection)
+
+
 cdef void push_free(Engine *engine, Slot *slot) noexcept nogil:
     slot.next = NULL
     if engine.free_first == NULL:
@@ -481,7 +421,7 @@ cdef Slot *pop_free(Engine *engine) noexcept nogil:
     cdef Slot *slot = engine.free_first
     while slot != NULL:
         engine.free_first = slot.next
-        if not slot.connection.lost:
+        if not slot.connection.link.lost:
             return slot
         slot = engine.free_first
     return NULL
@@ -521,8 +461,10 @@ cdef void issue(Engine *engine, Slot *slot, int64_t due) noexcept nogil:
     provider.source.ptr = &slot.exchange
     provider.read_callback = read_body
     if exchange_begin(&slot.exchange, choose_key(engine, slot)):
+        if engine.moments != NULL:
+            moments_sent(engine.moments, slot.exchange.serial, due)
         slot.stream = nghttp2_submit_request(
-            connection.session, NULL, engine.headers, HEADERS, &provider, slot)
+            connection.link.session, NULL, engine.headers, HEADERS, &provider, slot)
     else:
         slot.stream = -1
     if slot.stream < 0:
@@ -548,78 +490,30 @@ cdef ssize_t read_body(nghttp2_session *session, int32_t stream, uint8_t *data, 
 cdef void serve(Connection *connection, uint32_t events) noexcept nogil:
     """Read what came, issue what follows from it, and send."""
     cdef Engine *engine = connection.engine
-    cdef ssize_t size = RECEIVE_BYTES
-    while size == RECEIVE_BYTES and not connection.lost and events & ~EPOLLOUT:
-        size = recv(connection.fd, engine.received, RECEIVE_BYTES, 0)
-        if size < 0 and (errno == EAGAIN or errno == EINTR):
-            break
-        if size <= 0:
-            lose(connection, b"the server closed the connection")
-            return
-        engine.now = clock(CLOCK_MONOTONIC)
-        if nghttp2_session_mem_recv(connection.session, engine.received, size) != size:
-            lose(connection, b"the server broke HTTP/2")
-    flush(connection)
-    if not connection.lost and not nghttp2_session_want_read(connection.session):
-        lose(connection, b"the server ended the connection")
+    cdef const char *problem = NULL
+    if events & ~EPOLLOUT:
+        problem = link_receive(&connection.link, engine.received, RECEIVE_BYTES, &engine.now)
+    if problem == NULL:
+        flush(connection)
+    else:
+        lose(connection, problem)
 
 
 cdef void flush(Connection *connection) noexcept nogil:
     """Send what HTTP/2 has to say, as far as the socket takes it."""
-    cdef const uint8_t *data
-    cdef ssize_t size = 1
-    while not connection.lost:
-        while size > 0 and connection.out_size < OUT_BYTES - OUT_FRAME:
-            size = nghttp2_session_mem_send(connection.session, &data)
-            if size < 0:
-                lose(connection, b"HTTP/2 has no memory")
-                return
-            memcpy(connection.out + connection.out_size, data, size)
-            connection.out_size += size
-        if connection.out_size == 0 or not drain(connection):
-            return
-        size = 1
-
-
-cdef bint drain(Connection *connection) noexcept nogil:
-    """Send the out buffer; False when the socket is full or the connection is lost."""
-    cdef ssize_t sent
-    while connection.out_sent < connection.out_size:
-        sent = send(connection.fd, connection.out + connection.out_sent,
-                    connection.out_size - connection.out_sent, MSG_NOSIGNAL)
-        if sent < 0 and errno == EINTR:
-            continue
-        if sent < 0:
-            if errno == EAGAIN:
-                want_writable(connection, True)
-            else:
-                lose(connection, b"the server reset the connection")
-            return False
-        connection.out_sent += sent
-    connection.out_size = connection.out_sent = 0
-    want_writable(connection, False)
-    return True
-
-
-cdef void want_writable(Connection *connection, bint wanted) noexcept nogil:
-    cdef epoll_event event
-    if connection.blocked == wanted:
-        return
-    connection.blocked = wanted
-    event.events = EPOLLIN | EPOLLOUT if wanted else EPOLLIN
-    event.data.ptr = connection
-    epoll_ctl(connection.engine.epoll, EPOLL_CTL_MOD, connection.fd, &event)
+    cdef const char *problem = link_flush(&connection.link)
+    if problem != NULL:
+        lose(connection, problem)
 
 
 cdef void lose(Connection *connection, const char *why) noexcept nogil:
     """Give a connection up: its requests failed, its slots rest."""
     cdef Engine *engine = connection.engine
     cdef int64_t place
-    if connection.lost:
+    if connection.link.lost:
         return
-    connection.lost = True
+    link_lose(&connection.link)
     engine.connections_left -= 1
-    epoll_ctl(engine.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
     for place in range(engine.streams):
         if connection.slots[place].busy:
             connection.slots[place].busy = False
@@ -643,7 +537,8 @@ cdef void abandon(Engine *engine) noexcept nogil:
 cdef inline Slot *slot_of(Connection *connection, int32_t stream) noexcept nogil:
     """The slot of a stream; frames of one stream come in a row, so the last one is kept at hand."""
     if connection.slot == NULL or connection.slot.stream != stream or not connection.slot.busy:
-        connection.slot = <Slot *>nghttp2_session_get_stream_user_data(connection.session, stream)
+        connection.slot = <Slot *>nghttp2_session_get_stream_user_data(
+            connection.link.session, stream)
     return connection.slot
 
 
@@ -691,16 +586,21 @@ cdef int on_stream_close(nghttp2_session *session, int32_t stream, uint32_t erro
     engine.last_completion = engine.now
     if error or slot.exchange.status != 0:
         engine.failed += 1
+        if slot.exchange.status == UNIMPLEMENTED:
+            engine.unimplemented = True
         describe(engine, slot, b"the request failed")
     else:
         problem = exchange_end(&slot.exchange)
+        if engine.moments != NULL and not moments_answered(
+                engine.moments, slot.exchange.serial, slot.exchange.revision):
+            problem = b"one write has two revisions"
         if problem != NULL:
             engine.wrong += 1
             describe(engine, slot, problem)
         else:
             engine.succeeded += 1
             count(engine, slot)
-    if engine.interval == 0 and may_issue(engine):
+    if engine.interval == 0 and may_issue(engine) and not is_held(engine):
         issue(engine, slot, engine.now)
     else:
         push_free(engine, slot)

@@ -39,6 +39,9 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
     ctypedef int (*nghttp2_on_data_chunk_recv_callback)(
         nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *
     ) noexcept nogil
+    ctypedef int (*nghttp2_on_frame_recv_callback)(
+        nghttp2_session *, const nghttp2_frame *, void *
+    ) noexcept nogil
     ctypedef int (*nghttp2_on_stream_close_callback)(
         nghttp2_session *, int32_t, uint32_t, void *
     ) noexcept nogil
@@ -50,6 +53,8 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         NGHTTP2_DATA_FLAG_EOF
         NGHTTP2_SETTINGS_ENABLE_PUSH
         NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
+        NGHTTP2_ERR_DEFERRED
+        NGHTTP2_ERR_CALLBACK_FAILURE
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks **)
     void nghttp2_session_callbacks_del(nghttp2_session_callbacks *)
@@ -57,6 +62,8 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         nghttp2_session_callbacks *, nghttp2_on_header_callback)
     void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
         nghttp2_session_callbacks *, nghttp2_on_data_chunk_recv_callback)
+    void nghttp2_session_callbacks_set_on_frame_recv_callback(
+        nghttp2_session_callbacks *, nghttp2_on_frame_recv_callback)
     void nghttp2_session_callbacks_set_on_stream_close_callback(
         nghttp2_session_callbacks *, nghttp2_on_stream_close_callback)
     int nghttp2_option_new(nghttp2_option **)
@@ -73,15 +80,21 @@ cdef extern from "nghttp2/nghttp2.h" nogil:
         nghttp2_session *, const nghttp2_priority_spec *, const nghttp2_nv *, size_t,
         const nghttp2_data_provider *, void *)
     void *nghttp2_session_get_stream_user_data(nghttp2_session *, int32_t)
+    int nghttp2_session_resume_data(nghttp2_session *, int32_t)
     int nghttp2_session_want_read(nghttp2_session *)
     ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t)
     ssize_t nghttp2_session_mem_send(nghttp2_session *, const uint8_t **)
     int32_t stream_of "quorate_bench_stream_of" (const nghttp2_frame *)
+    bint ends_stream "quorate_bench_ends_stream" (const nghttp2_frame *)
 
 cdef extern from *:
     """
     #include <nghttp2/nghttp2.h>
     static inline int32_t quorate_bench_stream_of(const nghttp2_frame *frame) {
         return frame->hd.stream_id;
+    }
+    static inline int quorate_bench_ends_stream(const nghttp2_frame *frame) {
+        return (frame->hd.type == NGHTTP2_HEADERS || frame->hd.type == NGHTTP2_DATA)
+            && (frame->hd.flags & NGHTTP2_FLAG_END_STREAM);
     }
     """

@@ -7,6 +7,7 @@ newest etcd among them, quorate's own echo rate, another of its rows, or nothing
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bench.watching import FAN_OUTS
 from bench.workloads import SHAPES, Rows
 
 AT_LEAST = ">="
@@ -56,6 +57,8 @@ UNITS = {
     "seconds": "s",
     "mib_per_second": "MiB/s",
     "bytes_per_key": "bytes/key",
+    "bytes_per_watch": "bytes/watch",
+    "bytes_per_lease": "bytes/lease",
 }
 
 
@@ -113,7 +116,48 @@ def _goals() -> tuple[Goal, ...]:
     return tuple(goals)
 
 
-GOALS = _goals()
+def _watch_goals() -> tuple[Goal, ...]:
+    slow = "quick watchers, 1,000 slow ones beside"
+    goals = [Goal(row, "per_second", AT_LEAST, 5, "etcd") for row in FAN_OUTS]
+    # With a connection for each watcher the system calls alone cost more.
+    goals += [
+        Goal(row, "cpu_us", AT_MOST, 0.6) for row in FAN_OUTS if row.endswith(" 10 connections")
+    ]
+    for row in ("put to event, 200 puts/s", "put to event, half of etcd's most"):
+        goals += [
+            Goal(row, "p50_us", AT_MOST, 0.7, "etcd"),
+            Goal(row, "p99_us", AT_MOST, 0.3, "etcd"),
+        ]
+    goals += [
+        Goal(
+            "put 10x10, 100,000 watchers beside",
+            "per_second",
+            AT_LEAST,
+            0.95,
+            "quorate",
+            "put 10x10, no watchers beside",
+        ),
+        Goal("put, a watcher behind", "p99_us", AT_MOST, 1.1, "quorate", "put, no watcher behind"),
+        Goal("a watcher 500,000 behind", "seen_percent", AT_LEAST, 100),
+        Goal(slow, "p99_us", AT_MOST, 1.2, "quorate", "quick watchers, no slow ones"),
+        Goal("1,000 slow watchers", "extra_peak_mib", AT_MOST, 64),
+        Goal("memory of 1,000,000 watches", "pss_mib", AT_MOST, 0.3, "etcd"),
+    ]
+    return tuple(goals)
+
+
+def _lease_goals() -> tuple[Goal, ...]:
+    return (
+        Goal("keep-alive 10x10", "per_second", AT_LEAST, 5, "etcd"),
+        Goal("100,000 leases due at once", "late_seconds", AT_MOST, 2),
+        Goal("100,000 leases due at once", "ended_percent", AT_LEAST, 100),
+        Goal("put, leases due", "p99_us", AT_MOST, 2, "quorate", "put, no leases due"),
+        Goal("1,000,000 keys with a lease each", "bytes_per_lease", AT_MOST, 150),
+        Goal("1,000,000 keys with a lease each", "more_seconds", AT_MOST, 1),
+    )
+
+
+GOALS = (*_goals(), *_watch_goals(), *_lease_goals())
 
 
 def judge(

@@ -26,6 +26,8 @@ class Outcome:
     """Seconds of CPU that the generator's thread used in the whole run."""
     latency: Histogram = field(repr=False)
     """Nanoseconds from when a request was due to when its stream closed."""
+    unimplemented: bool = False
+    """Whether the server said that it does not have the method."""
 
     @property
     def per_second(self) -> float:
@@ -40,3 +42,18 @@ class Outcome:
     def microseconds(self, percent: float) -> float:
         """A percentile of the latency."""
         return self.latency.percentile(percent) / 1000
+
+
+@dataclass(frozen=True)
+class Delivery(Outcome):
+    """What came to watchers: `succeeded` and `completed` count events, `unfinished` missing ones.
+
+    Latency is from when a write was due to when its event was there, of every watcher.
+    """
+
+    first_event: float = 0.0
+    """When the first event of the run came, on the monotonic clock; 0.0 when none did."""
+    last_event: float = 0.0
+    """When the last one came."""
+    writes: Outcome | None = None
+    """What came of the writer that ran in the same thread."""

@@ -5,6 +5,7 @@ used, also what children that already ended used and left to their parent.
 """
 
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,12 @@ def memory(pid: int) -> dict[str, float]:
             elif name in ("Pss_Anon", "Pss_Shmem"):
                 anonymous += int(rest.split()[0])
     return {"pss_mib": total / 1024, "anonymous_mib": anonymous / 1024}
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and what it starts, open as many descriptors as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Peak:

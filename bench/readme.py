@@ -44,6 +44,16 @@ LINES = (
     ("five lists of 300 MB at once: extra memory", "five lists of all", "extra_peak_mib"),
     ("memory of 1,000,000 keys of 256 bytes", "memory of 1,000,000 keys", "pss_mib"),
     ("restart on these", "restart", "seconds"),
+    (
+        "events to 1,000 watchers, 10 connections",
+        "watch 1 to 1,000, 10 connections",
+        "per_second",
+    ),
+    ("server CPU of such an event", "watch 1 to 1,000, 10 connections", "cpu_us"),
+    ("put to event, 100 watchers, 200 puts/s: p99", "put to event, 200 puts/s", "p99_us"),
+    ("memory of 1,000,000 watches", "memory of 1,000,000 watches", "pss_mib"),
+    ("lease keep-alive, 10x10", "keep-alive 10x10", "per_second"),
+    ("100,000 leases due at once: the last one late", "100,000 leases due at once", "late_seconds"),
     ("idle memory", "idle", "pss_mib"),
     ("start on an empty directory", "start", "seconds"),
 )

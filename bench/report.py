@@ -64,6 +64,7 @@ def write(results: Results, settings: Settings, about: dict[str, str], folder: P
              "reached": v.reached}
             for v in verdicts_of(results)
         ],
+        "unimplemented": results.unimplemented,
         "problems": results.problems,
     }  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -84,6 +85,8 @@ def markdown(results: Results, facts: dict[str, str]) -> str:
         lines += ["", f"## Goals: {reached} of {len(verdicts)} reached", ""]
         lines += ["| row | figure | goal | measured | |", "|---|---|---|---|---|"]
         lines += [_verdict_line(each) for each in verdicts]
+    if results.unimplemented:
+        lines += ["", "## Not implemented", "", *(f"- {each}" for each in results.unimplemented)]
     if results.problems:
         lines += ["", "## Problems", "", *(f"- {each}" for each in results.problems)]
     return "\n".join(lines) + "\n"

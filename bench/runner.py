@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.goals import unit
 from bench.servers import ServerError, Target
-from bench.workloads import Case, Metrics, Rows, Settings, Stage, WrongAnswer
+from bench.workloads import Case, Metrics, Rows, Settings, Stage, Unimplemented, WrongAnswer
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
@@ -27,6 +27,8 @@ class Results:
     rounds: dict[str, dict[str, list[Metrics]]] = field(default_factory=dict)
     """By target's name, then row's name."""
     problems: list[str] = field(default_factory=list)
+    unimplemented: list[str] = field(default_factory=list)
+    """Cases about something that a server does not have."""
 
     def add(self, target: Target, rows: Rows) -> None:
         """Keep one round's rows."""
@@ -70,6 +72,7 @@ def run_rounds(
 ) -> Results:
     """Run everything; a case that fails is a problem of the results and does not end the rest."""
     results = Results(list(targets))
+    baseline = next((each for each in targets if not each.is_quorate), None)
     plan = [
         (number, case, target)
         for number in range(rounds)
@@ -81,7 +84,11 @@ def run_rounds(
         head = f"[{place}/{len(plan)}] round {number + 1}, {target.name}, {case.name}"
         try:
             with tempfile.TemporaryDirectory(prefix="bench-", dir=directory) as fresh:
-                rows = case.run(Stage(target, settings, Path(fresh)))
+                rows = case.run(Stage(target, settings, Path(fresh), baseline=baseline))
+        except Unimplemented as error:
+            results.unimplemented.append(f"{target.name}, {case.name}: {error}")
+            say(f"{head}: not implemented: {error}")
+            continue
         except (WrongAnswer, ServerError, OSError) as error:
             results.problems.append(f"{target.name}, {case.name}: {error}")
             say(f"{head}: FAILED: {error}")

@@ -114,6 +114,8 @@ class Server:
         """Start on what the data directory holds and wait until ready; sets `ready_seconds`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.port, peer_port = free_ports(2)
+        # Thousands of connections, at both ends.
+        process.raise_descriptor_limit()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         if self.echo:
             environment["QUORATE_ECHO"] = "1"

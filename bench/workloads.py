@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from bench import process
 from bench._keyspace import Keyspace
@@ -26,6 +27,7 @@ from bench.servers import Server, Target
 
 Metrics = dict[str, float]
 Rows = dict[str, Metrics]
+AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
 
 SHAPES = ((1, 100), (10, 10), (100, 10))
 LIST_CLIENTS = 5
@@ -40,6 +42,10 @@ PACE_BESIDE_COMPACTION = 1000.0
 
 class WrongAnswer(Exception):
     """A server gave an answer that etcd would not give, or none."""
+
+
+class Unimplemented(Exception):
+    """A server does not have what the case is about."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Stage:
     settings: Settings
     directory: Path
     echo: bool = False
+    baseline: Target | None = None
+    """The first etcd of the command line, whose maximum other servers' loads are shares of."""
     server: Server = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,8 +88,13 @@ class Case:
     quorate_only: bool = False
 
 
-def demand(outcome: Outcome, what: str) -> Outcome:
-    """The same outcome; raises WrongAnswer unless every request was answered, and rightly."""
+def demand(outcome: AnyOutcome, what: str) -> AnyOutcome:
+    """The same outcome; raises WrongAnswer unless every request was answered, and rightly.
+
+    Raises Unimplemented when the server does not have the method.
+    """
+    if outcome.unimplemented:
+        raise Unimplemented(f"{what}: {outcome.problem or 'unimplemented'}")
     if not outcome.good:
         raise WrongAnswer(
             f"{what}: {outcome.wrong} wrong, {outcome.failed} failed, {outcome.unfinished} without "
@@ -90,13 +103,15 @@ def demand(outcome: Outcome, what: str) -> Outcome:
     return outcome
 
 
-def fill(server: Server, keyspace: Keyspace) -> Outcome:
-    """Put every key once."""
-    streams = min(20, max(1, keyspace.count // 10))
+def fill(server: Server, keyspace: Keyspace, streams: int = 20, times: int = 1) -> Outcome:
+    """Put every key once, or more often; what came of the last time."""
+    streams = min(streams, max(1, keyspace.count // 10))
     with Load(
         server.port, "put", keyspace, connections=10, streams=streams, order="sequential"
     ) as load:
-        return demand(load.run(requests=keyspace.count, patience=900.0), "filling")
+        for _ in range(times):
+            outcome = demand(load.run(requests=keyspace.count, patience=900.0), "filling")
+    return outcome
 
 
 def figures(server: Server, load: Load, settings: Settings, rate: float = 0.0) -> Metrics:
@@ -153,9 +168,8 @@ def run_get(stage: Stage) -> Rows:
         fill(server, keyspace)
         for connections, streams in ((1, 1), *SHAPES):
             for serializable in (False, True):
-                name = f"get {connections}x{streams}, " + (
-                    "serializable" if serializable else "linearizable"
-                )
+                kind = "serializable" if serializable else "linearizable"
+                name = f"get {connections}x{streams}, {kind}"
                 with Load(
                     server.port,
                     "get",
@@ -193,7 +207,7 @@ def run_list(stage: Stage) -> Rows:
     with stage.server as server:
         fill(server, objects)
         with every_write_counted(server, beside):
-            quiet = _paced_puts(server, beside, PACE_BESIDE_LISTS, settings.seconds)
+            quiet = paced_puts(server, beside, PACE_BESIDE_LISTS, settings.seconds)
             before = process.memory(server.pid)["pss_mib"]
             with process.peak_memory(server.pid) as peak:
                 puts, lists = _puts_beside_lists(server, beside, objects)
@@ -204,18 +218,39 @@ def run_list(stage: Stage) -> Rows:
         "extra_peak_mib": peak.mib - before,
     }
     return {
-        "put, no lists beside": _tail(quiet),
-        "put, five lists beside": _tail(puts),
+        "put, no lists beside": tail(quiet),
+        "put, five lists beside": tail(puts),
         "five lists of all": row,
     }
 
 
-def _paced_puts(server: Server, keyspace: Keyspace, rate: float, seconds: float) -> Outcome:
+def paced_puts(server: Server, keyspace: Keyspace, rate: float, seconds: float) -> Outcome:
+    """Puts of any key at a steady pace."""
     with Load(server.port, "put", keyspace, connections=10, streams=100) as load:
         return demand(load.run(seconds=seconds, rate=rate), f"puts at {rate:.0f}/s")
 
 
-def _tail(outcome: Outcome) -> Metrics:
+@contextmanager
+def puts_beside(server: Server, keyspace: Keyspace, rate: float) -> Iterator[list[Outcome]]:
+    """Puts at a steady pace while the block runs; their outcome is in the list after it."""
+    done: list[Outcome] = []
+    with Load(server.port, "put", keyspace, connections=10, streams=100) as load:
+        thread = threading.Thread(
+            target=lambda: done.append(load.run(seconds=600, rate=rate, patience=60.0))
+        )
+        thread.start()
+        try:
+            yield done
+        finally:
+            # A run that has not begun yet would forget that it was told to stop.
+            while thread.is_alive():
+                load.stop()
+                thread.join(0.01)
+    demand(done[0], f"puts at {rate:.0f}/s beside")
+
+
+def tail(outcome: Outcome) -> Metrics:
+    """The percentiles of an open loop."""
     return {
         "p50_us": outcome.microseconds(50),
         "p99_us": outcome.microseconds(99),
@@ -233,20 +268,14 @@ def _puts_beside_lists(
         threading.Thread(target=lambda load=load: lists.append(load.run(requests=1, patience=300)))
         for load in loads
     ]
-    done: list[Outcome] = []
-    with Load(server.port, "put", beside, connections=10, streams=100) as puts:
-        writer = threading.Thread(
-            target=lambda: done.append(puts.run(seconds=600, rate=PACE_BESIDE_LISTS, patience=60.0))
-        )
-        for thread in (writer, *threads):
+    with puts_beside(server, beside, PACE_BESIDE_LISTS) as puts:
+        for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        puts.stop()
-        writer.join()
     for load in loads:
         load.close()
-    return demand(done[0], "puts beside lists"), [demand(each, "list") for each in lists]
+    return puts[0], [demand(each, "list") for each in lists]
 
 
 def run_memory(stage: Stage) -> Rows:
@@ -289,25 +318,16 @@ def run_compaction(stage: Stage) -> Rows:
     with stage.server as server:
         for _ in range(10):
             fill(server, keyspace)
-        quiet = _paced_puts(server, beside, PACE_BESIDE_COMPACTION, settings.seconds)
-        done: list[Outcome] = []
-        with Load(server.port, "put", beside, connections=10, streams=100) as load:
-            writer = threading.Thread(
-                target=lambda: done.append(load.run(seconds=600, rate=PACE_BESIDE_COMPACTION))
-            )
-            writer.start()
+        quiet = paced_puts(server, beside, PACE_BESIDE_COMPACTION, settings.seconds)
+        with puts_beside(server, beside, PACE_BESIDE_COMPACTION) as puts:
             began = time.monotonic()
             server.compact(keyspace.highest)
             seconds = time.monotonic() - began
             # A compaction that is over at once still has its aftermath in the figures.
             time.sleep(max(0.0, settings.seconds - seconds))
-            load.stop()
-            writer.join()
-        with Load(server.port, "list", keyspace, count_only=True) as load:
-            demand(load.run(requests=1), "count after the compaction")
     return {
-        "put, no compaction beside": _tail(quiet),
-        "put, compaction beside": _tail(demand(done[0], "puts beside a compaction")),
+        "put, no compaction beside": tail(quiet),
+        "put, compaction beside": tail(puts[0]),
         "compaction": {"seconds": seconds},
     }
 

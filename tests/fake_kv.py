@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import h2.config
 import h2.connection
@@ -53,7 +53,7 @@ class FakeKV:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def __enter__(self) -> FakeKV:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -149,7 +149,8 @@ class FakeKV:
             self.revision += 1
         pair = self.pairs.setdefault(key, {"key": key, "create_revision": self.revision})
         self.old[key] = pair.get("value", value)
-        pair |= {"mod_revision": self.revision, "version": 1, "value": value}
+        pair |= {"mod_revision": self.revision, "value": value}
+        pair["version"] = pair.get("version", 0) + 1
 
     def _put(self, message: bytes) -> bytes:
         request = decode("PutRequest", message)

@@ -1,0 +1,1 @@
+"""Nothing of a pipe is seen from Python."""

@@ -1,0 +1,5 @@
+"""All that can be measured, in the order in which it is."""
+
+from bench import leasing, watching, workloads
+
+CASES = (*workloads.CASES, *watching.CASES, *leasing.CASES)
