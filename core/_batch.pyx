@@ -226,7 +226,7 @@ cdef class Batch:
         if request.flags & WATCH_PREVIOUS:
             port.wants_previous = True
         return port.start(catch_up(
-            self.applier.store, &self.applier.header, self.request_bytes_max, asked.request_id,
+            self.events, &self.applier.header, self.request_bytes_max, asked.request_id,
             &request, data + sizeof(CatchUpRequest), size))
 
     cdef int _propose(

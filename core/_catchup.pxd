@@ -4,6 +4,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from quorate.core._bytes cimport Buffer
+from quorate.core._events cimport Events
 from quorate.core._history cimport HistoryCursor
 from quorate.core._mvcc cimport Store
 from quorate.core._port cimport LongReply, Port
@@ -19,6 +20,7 @@ cdef struct Place:
 
 
 cdef class CatchUp(LongReply):
+    cdef Events source
     cdef Store store
     cdef Header header
     cdef size_t fragment_bytes_max
@@ -55,5 +57,5 @@ cdef class CatchUp(LongReply):
 
 
 cdef CatchUp catch_up(
-    Store store, const Header *header, size_t fragment_bytes_max, uint64_t request_id,
+    Events events, const Header *header, size_t fragment_bytes_max, uint64_t request_id,
     const CatchUpRequest *asked, const unsigned char *range, size_t range_size)

@@ -16,7 +16,7 @@ from libc.string cimport memcmp
 from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve
 from quorate.core._errors cimport ERROR_COMPACTED
 from quorate.core._events cimport (
-    append_event, append_previous, event_previous, event_size, previous_size,
+    Events, append_event, append_previous, event_previous, event_size, previous_size,
 )
 from quorate.core._keytree cimport compare_keys
 from quorate.core._mvcc cimport Store
@@ -42,10 +42,12 @@ cdef enum:
 
 
 cdef CatchUp catch_up(
-        Store store, const Header *header, size_t fragment_bytes_max, uint64_t request_id,
+        Events events, const Header *header, size_t fragment_bytes_max, uint64_t request_id,
         const CatchUpRequest *asked, const unsigned char *range, size_t range_size):
     """The long reply to a METHOD_WATCH; `range` is the key and the range's end."""
     cdef CatchUp reply = CatchUp()
+    cdef Store store = events.store
+    reply.source = events
     reply.store = store
     reply.header = header[0]
     reply.fragment_bytes_max = fragment_bytes_max
@@ -182,6 +184,7 @@ cdef class CatchUp(LongReply):
         self.events_left = self.events
         self.next = self.start
         self.sending = True
+        self.source.caught_up += self.events
         return 0
 
     cdef bint _send(self, Port port) except -1:

@@ -24,6 +24,7 @@ cdef class Events:
     cdef list ports                 # slot -> Port or None
     cdef HistoryCursor cursor       # of the first version that is not in the ring
     cdef bint writing               # somebody follows
+    cdef readonly uint64_t caught_up    # events sent to watchers that were behind
     cdef Buffer records             # scratch
 
     cdef int follow(self, Port port, uint64_t request_id, int64_t revision, bint previous) except -1

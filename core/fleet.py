@@ -39,6 +39,7 @@ from quorate.core.limits import (
     GRPC_OVERHEAD_BYTES,
     RING_BYTES_MIN,
     WORKER_COUNTERS_MAX,
+    WORKER_GAUGES_MAX,
 )
 from quorate.core.logs import Logger
 
@@ -174,8 +175,8 @@ class Fleet:
         self.ports[slot] = None
         if port is not None:
             port.close()
-            block = self.blocks[slot]
-            self.retired = [sum(pair) for pair in zip(self.retired, block, strict=True)]
+            self.blocks[slot][-WORKER_GAUGES_MAX:] = counter_block()[-WORKER_GAUGES_MAX:]
+            self.retired = [sum(pair) for pair in zip(self.retired, self.blocks[slot], strict=True)]
 
     def counters(self) -> Sequence[int]:
         """The sum of the counters of all workers, past and present."""

@@ -157,6 +157,8 @@ assert WATCH_MESSAGE_BYTES_MAX < WATCH_SEND_BYTES_HIGH
 # --- counters -------------------------------------------------------------------------------------
 # Counters of one worker in shared memory, 16 KiB: 20 for each method and some of the worker itself.
 WORKER_COUNTERS_MAX = 2048
+# The last of them say what is alive now: they are forgotten when their worker dies.
+WORKER_GAUGES_MAX = 8
 # How old the counts of other workers in /metrics may be.
 COUNTERS_PUBLISH_SECONDS = 1.0
 # After so many connections have gone, a worker gives the memory that they had back to the kernel.

@@ -96,6 +96,7 @@ class Report:
             "etcd_debugging_lease_renewed_total": renewed,
             "etcd_debugging_lease_ttl_total": admin.Histogram(ttls, ttl_seconds),
             "etcd_debugging_server_lease_expired_total": expired,
+            "etcd_debugging_mvcc_events_total": node.batch.events.caught_up,
             "etcd_debugging_mvcc_keys_total": keys,
             "etcd_debugging_mvcc_current_revision": store.revision,
             "etcd_debugging_mvcc_compact_revision": store.compact_revision,

@@ -20,6 +20,7 @@ cdef struct Note:
 cdef struct Touched:
     # A subject that a batch of events concerns.
     Subject *subject
+    uint32_t count
     uint32_t first          # 1 + place of its first Note
     uint32_t last
 
@@ -40,6 +41,7 @@ cdef class Watches(Replies):
     cdef WatchStream *waiting       # streams with a progress request
     cdef uint64_t stream_count
     cdef uint64_t behind_count      # watchers that are not live
+    cdef uint64_t events_sent
 
     # What clients ask.
     cdef void _take_watch_request(

@@ -322,7 +322,7 @@ cdef class Watches(Replies):
         cdef WatchStream *stream = <WatchStream *>call.watch
         cdef Watcher *watcher = stream.asked
         cdef int64_t watch_id = watcher.id
-        if reply.flags & (REPLY_FIRST | REPLY_LAST) or size:
+        if not reply.flags & REPLY_END:
             watcher.flags |= WATCHER_TOLD
             if self._take_slice(call, reply, data, size) and stream.held.size:
                 if call.reply_left == 0:
@@ -573,7 +573,7 @@ cdef class Watches(Replies):
         for i in range(self.found.size // sizeof(Subject *)):
             if subject[i].touched == 0:
                 fresh.subject = subject[i]
-                fresh.first = fresh.last = 0
+                fresh.first = fresh.last = fresh.count = 0
                 buffer_append(&self.touched, <const uint8_t *>&fresh, sizeof(Touched))
                 subject[i].touched = <uint32_t>(self.touched.size // sizeof(Touched))
             touched = <Touched *>self.touched.data + (subject[i].touched - 1)
@@ -586,6 +586,7 @@ cdef class Watches(Replies):
             else:
                 touched.first = place
             touched.last = place
+            touched.count += 1
         return 0
 
     cdef int _match(self, const EventRecord *record) except -1 nogil:
@@ -666,6 +667,7 @@ cdef class Watches(Replies):
                 if not is_whole or self._is_slow(<Call *>watcher.stream.call):
                     self._fall_behind(watcher, wanted)
                 elif skipped < self.block.size:
+                    self.events_sent += touched.count
                     self._send_events(
                         watcher, last, self.block.data + skipped, self.block.size - skipped)
             watcher = watcher.next_of_subject

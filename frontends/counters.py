@@ -1,7 +1,8 @@
 """Which counter of a worker's block counts what.
 
 The block begins with METHOD_FIELDS counters for each method, in the order of `METHODS`: started,
-messages received, messages sent, and handled for each gRPC code. NAMED follow.
+messages received, messages sent, and handled for each gRPC code. NAMED follow. At the block's end
+stand GAUGES, which say what is alive now.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from quorate.core.limits import WORKER_COUNTERS_MAX
+from quorate.core.limits import WORKER_COUNTERS_MAX, WORKER_GAUGES_MAX
 from quorate.frontends.health import CHECKS
 from quorate.frontends.methods import METHODS
 
@@ -22,6 +23,10 @@ SENT_BYTES = "sent_bytes"
 HEALTH_SUCCESS = "health_success"
 HEALTH_FAILURES = "health_failures"
 METRICS_REQUESTS = "metrics_requests"
+WATCH_EVENTS = "watch_events"
+WATCHERS = "watchers"
+SLOW_WATCHERS = "slow_watchers"
+WATCH_STREAMS = "watch_streams"
 
 
 def check_name(kind: str, check: str, success: bool) -> str:
@@ -35,6 +40,7 @@ NAMED: tuple[str, ...] = (
     HEALTH_SUCCESS,
     HEALTH_FAILURES,
     METRICS_REQUESTS,
+    WATCH_EVENTS,
     *(
         check_name(kind, check, success)
         for kind, names in CHECKS.items()
@@ -42,25 +48,30 @@ NAMED: tuple[str, ...] = (
         for success in (True, False)
     ),
 )
+GAUGES = (WATCHERS, SLOW_WATCHERS, WATCH_STREAMS)
 COUNT = len(METHODS) * METHOD_FIELDS + len(NAMED)
 assert METHOD_FIELDS == 20, METHOD_FIELDS  # as in frontends/_grpc.pxd
-assert COUNT <= WORKER_COUNTERS_MAX, f"{COUNT} counters do not fit {WORKER_COUNTERS_MAX}"
+GAUGES_AT = WORKER_COUNTERS_MAX - WORKER_GAUGES_MAX
+assert COUNT <= GAUGES_AT, f"{COUNT} counters do not fit {GAUGES_AT}"
+assert len(GAUGES) <= WORKER_GAUGES_MAX
 
 
 @dataclass
 class Counters:
-    """Counters by name: of each method METHOD_FIELDS numbers, and the NAMED ones."""
+    """Counters by name: of each method METHOD_FIELDS numbers; the NAMED ones and the GAUGES."""
 
     methods: dict[str, list[int]] = field(
         default_factory=lambda: {path: [0] * METHOD_FIELDS for path in METHODS}
     )
-    named: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMED, 0))
+    named: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMED + GAUGES, 0))
 
 
 def pack(counters: Counters) -> list[int]:
     """The numbers of a block."""
     numbers = [number for counts in counters.methods.values() for number in counts]
-    return numbers + [counters.named[name] for name in NAMED]
+    numbers += [counters.named[name] for name in NAMED]
+    numbers += [0] * (GAUGES_AT - len(numbers))
+    return numbers + [counters.named[name] for name in GAUGES]
 
 
 def unpack(numbers: Sequence[int]) -> Counters:
@@ -71,4 +82,5 @@ def unpack(numbers: Sequence[int]) -> Counters:
         counters.methods[path] = list(numbers[start : start + METHOD_FIELDS])
     start = len(METHODS) * METHOD_FIELDS
     counters.named = dict(zip(NAMED, numbers[start : start + len(NAMED)], strict=True))
+    counters.named.update(zip(GAUGES, numbers[GAUGES_AT : GAUGES_AT + len(GAUGES)], strict=True))
     return counters

@@ -29,7 +29,11 @@ from quorate.frontends.counters import (
     RECEIVED_BYTES,
     SENT,
     SENT_BYTES,
+    SLOW_WATCHERS,
     STARTED,
+    WATCH_EVENTS,
+    WATCH_STREAMS,
+    WATCHERS,
     Counters,
     check_name,
 )
@@ -72,6 +76,8 @@ class Collector:
             **counter_values(counters),
             **process,
         }
+        # Workers send events as they come; the core sends them to those who are behind.
+        self._values[EVENTS_SENT] += core["metrics"].get(EVENTS_SENT, 0)
         unknown = self._values.keys() - METRICS.keys()
         assert not unknown, f"not etcd's metrics: {sorted(unknown)}"
 
@@ -155,6 +161,7 @@ class Collector:
         yield plain("grpc_server_handled_total", COUNTER, "RPCs ended on the server.", samples)
 
 
+EVENTS_SENT = "etcd_debugging_mvcc_events_total"
 GRPC = (
     ("grpc_server_started_total", STARTED, "RPCs started on the server."),
     ("grpc_server_msg_received_total", RECEIVED, "Messages received by the server."),
@@ -192,6 +199,10 @@ def figure_values(figures: Values) -> dict[str, float]:
 def counter_values(counters: Counters) -> dict[str, float]:
     """The metrics that workers count, without those of methods."""
     return {
+        EVENTS_SENT: counters.named[WATCH_EVENTS],
+        "etcd_debugging_mvcc_slow_watcher_total": counters.named[SLOW_WATCHERS],
+        "etcd_debugging_mvcc_watch_stream_total": counters.named[WATCH_STREAMS],
+        "etcd_debugging_mvcc_watcher_total": counters.named[WATCHERS],
         "etcd_network_client_grpc_received_bytes_total": counters.named[RECEIVED_BYTES],
         "etcd_network_client_grpc_sent_bytes_total": counters.named[SENT_BYTES],
         "etcd_server_health_failures": counters.named[HEALTH_FAILURES],

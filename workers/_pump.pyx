@@ -35,7 +35,9 @@ from quorate.frontends._http2 cimport (
     FRAME_ROOM, PREFACE_SIZE, http2_finished, http2_queued, http2_shut_down, http2_tick,
 )
 from quorate.frontends._http2 import PREFACE
-from quorate.frontends.counters import RECEIVED_BYTES, SENT_BYTES
+from quorate.frontends.counters import (
+    RECEIVED_BYTES, SENT_BYTES, SLOW_WATCHERS, WATCHERS, WATCH_EVENTS, WATCH_STREAMS,
+)
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -243,6 +245,10 @@ cdef class Pump(Grpc):
         return Statistics(self.method_counts(), {
             RECEIVED_BYTES: self.bytes_received,
             SENT_BYTES: self.bytes_sent,
+            WATCH_EVENTS: self.events_sent,
+            WATCHERS: self.index.watcher_count,
+            SLOW_WATCHERS: self.behind_count,
+            WATCH_STREAMS: self.stream_count,
         })
 
     # --- one turn ---------------------------------------------------------------------------------
