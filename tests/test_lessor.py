@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from sortedcontainers import SortedDict
@@ -402,7 +403,7 @@ def test_writers_come_first_and_a_turn_revokes_few() -> None:
     gone = [500]
     while core.turn():
         gone.append(core.lessor.count)
-    steps = [before - after for before, after in zip(gone, gone[1:], strict=False)]
+    steps = [before - after for before, after in pairwise(gone)]
     assert core.lessor.count == 0
     assert max(steps) <= EXPIRE_STEP
 
