@@ -22,7 +22,7 @@ from quorate.core._errors cimport (
 )
 from quorate.core._leaserequest cimport LeaseRequest, decode_lease
 from quorate.core._leases cimport append_granted, append_kept_alive
-from quorate.core._lessor cimport KeyRow, LEASE_EXPIRING, Lease
+from quorate.core._lessor cimport KeyRow, Lease
 from quorate.core._listing cimport CompactionWait
 from quorate.core._mvcc cimport Cursor, Store
 from quorate.core._port cimport Port
@@ -346,7 +346,7 @@ cdef class Applier:
         """The log decided: the lease is there and renewed, or it is gone."""
         cdef Lease *lease = self.lessor.find(self.lease_id)
         cdef int64_t ttl = 0
-        if lease != NULL and not lease.flags & LEASE_EXPIRING:
+        if lease != NULL:
             ttl = self.lessor.renew(lease)
         self.out.size = 0
         append_kept_alive(&self.out, &self.header, self.store.revision, self.lease_id, ttl)

@@ -202,7 +202,8 @@ cdef class Lessor:
 
     cdef int64_t renew(self, Lease *lease) noexcept nogil:
         """All of its TTL again; the heap learns of it when it looks."""
-        lease.expiry = self.now + lease.ttl * 1000
+        if self.is_primary:
+            lease.expiry = self.now + lease.ttl * 1000
         self.renewed += 1
         return lease.ttl
 

@@ -100,6 +100,9 @@ class Node:
         self._syncing: list[Ready] = []
         # Entries that Python proposed in this turn, by id.
         self._proposed: list[int] = []
+        # Leases begin to run out here when this is applied: what earlier leaders wrote of them must
+        # be known before. 0 = they do already, or another member leads.
+        self._lead_index = 0
         # Who asks for a read index in this turn, and reads whose index is not applied yet.
         self._read_callbacks: list[ReadDone] = []
         self._indexed: list[ReadState] = []
@@ -166,6 +169,9 @@ class Node:
                 self._refuse_reads(asked, LeaderChangedError())
             if ready.soft_state is not None:
                 self._note(ready.soft_state)
+        if self._lead_index and self.applier.applied >= self._lead_index:
+            self._lead_index = 0
+            self.applier.lessor.promote()
         if self._indexed:
             self._serve()
 
@@ -240,12 +246,11 @@ class Node:
         """Somebody leads, or nobody does any more."""
         self.applier.set_term(self.raft.term)
         self.batch.events.ring.identify(self.wal.cluster_id, self.wal.node_id, self.raft.term)
-        lessor = self.applier.lessor
-        leads = state.role is Role.LEADER
-        if leads and not lessor.is_primary:
-            lessor.promote()
-        elif lessor.is_primary and not leads:
-            lessor.demote()
+        if state.role is not Role.LEADER:
+            self._lead_index = 0
+            self.applier.lessor.demote()
+        elif not self.applier.lessor.is_primary:
+            self._lead_index = self.raft.log.last_index
         role = state.role.name.lower()
         self.logger.info("raft role", role=role, leader=f"{state.leader:x}", term=self.raft.term)
 

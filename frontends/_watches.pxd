@@ -59,7 +59,6 @@ cdef class Watches(Replies):
         self, uint8_t *at, int64_t revision, int64_t watch_id) noexcept nogil
 
     # Who catches up.
-    cdef void _set_live(self, Watcher *watcher) noexcept nogil
     cdef void _fall_behind(self, Watcher *watcher, int64_t revision) noexcept nogil
     cdef void _ask_for_next(self, WatchStream *stream) noexcept nogil
     cdef void _take_catch_up(

@@ -34,8 +34,8 @@ from quorate.core._eventring cimport (
 )
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._record cimport (
-    METHOD_FOLLOW, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_END, REPLY_FIRST, REPLY_LAST,
-    REPLY_WINDOW, WATCH_NO_DELETE, WATCH_NO_PUT, WATCH_PREVIOUS, CatchUpRequest, FollowEnd,
+    METHOD_FOLLOW, METHOD_UNFOLLOW, METHOD_WATCH, REPLY_END, REPLY_WINDOW, WATCH_NO_DELETE,
+    WATCH_NO_PUT, WATCH_PREVIOUS, CatchUpRequest, FollowEnd,
 )
 from quorate.frontends._deadlines cimport wheel_clear, wheel_set
 from quorate.frontends._watchindex cimport (
@@ -264,11 +264,6 @@ cdef class Watches(Replies):
 
     # --- who catches up --------------------------------------------------------------------------
 
-    cdef void _set_live(self, Watcher *watcher) noexcept nogil:
-        watcher.flags |= WATCHER_LIVE
-        watcher.stream.live_count += 1
-        self.behind_count -= 1
-
     cdef void _fall_behind(self, Watcher *watcher, int64_t revision) noexcept nogil:
         """From this revision on the core reads for it."""
         cdef WatchStream *stream = watcher.stream
@@ -347,7 +342,9 @@ cdef class Watches(Replies):
         else:
             watcher.revision = <int64_t>reply.extra + 1
             if <int64_t>reply.extra >= self.seen:
-                self._set_live(watcher)
+                watcher.flags |= WATCHER_LIVE
+                stream.live_count += 1
+                self.behind_count -= 1
             else:
                 self._fall_behind(watcher, watcher.revision)
         if not call.flags & CALL_ENDED:
@@ -435,7 +432,7 @@ cdef class Watches(Replies):
         self.records.size = 0
         call = self._new_call()
         if call == NULL:
-            return      # the core goes on ringing; that costs it little
+            return      # the core goes on ringing
         call.flags = CALL_FOLLOWS | CALL_DEAF
         call.method = METHOD_UNFOLLOW
         self._owe(call, OWES_REQUEST)

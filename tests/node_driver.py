@@ -5,6 +5,7 @@ Rules:
    in the core process; only the log's files are small and made when they are needed.
 2. `settle` turns until nothing is left to do. It waits for a sync under way at the node's doorbell,
    for at most SYNC_SECONDS_MAX, and nowhere else.
+3. Time stands still until the test moves it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from quorate.core.fleet import Fleet
 from quorate.core.logs import Logger
 from quorate.core.report import Report
 from tests.core_driver import Call, FakeWorker
-from tests.messages import Message
+from tests.messages import Message, decode
 from tests.sim.disk import SimDisk
 
 DATA = "/data"
@@ -47,9 +48,11 @@ class Member:
         workers: int = 1,
         data_dir: str = DATA,
         segment_bytes: int = SEGMENT_BYTES,
+        now: int = 1000,
     ) -> None:
         config = Config(data_dir=data_dir, workers=workers)
         logger = Logger((), "info")
+        self.now = now  # milliseconds; the test moves it
         self.fleet = Fleet(config, logger, [], lambda inheritance, block: 0)
         self.bell: Doorbell = self.fleet.core_bell
         self.node = start_node(
@@ -58,6 +61,7 @@ class Member:
             self.fleet.ports,
             self.bell.fd,
             logger,
+            lambda: self.now,
             segment_bytes=segment_bytes,
             ahead=False,
         )
@@ -109,6 +113,14 @@ class Member:
         """Put a key; answers its revision."""
         reply = self.call("KV/Put", {"key": key, "value": value})
         return int(reply["header"]["revision"])
+
+    def keep_alive(self, lease: int) -> int:
+        """Keep a lease alive; answers its TTL."""
+        asked = self.worker.start("Lease/LeaseKeepAlive", {"ID": lease})
+        self.settle()
+        call = self.worker.calls.pop(asked)
+        [message] = call.messages
+        return int(decode("LeaseKeepAliveResponse", message).get("TTL", 0))
 
     def everything(self) -> dict[bytes, tuple[bytes, int]]:
         """Value and mod revision of each key."""

@@ -33,6 +33,7 @@ from tests.messages import encode
 from tests.node_driver import Member
 
 PUT, RANGE = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"
+KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 ROUNDS = 20
 REQUESTS = 500  # of a round: 10,000 in all
 # A round takes some turns of pump and node, and each turn is a few dozen frames, whatever it
@@ -176,12 +177,15 @@ class Server:
 @pytest.fixture
 def server(frames: Frames, tmp_path: Path) -> Iterator[Server]:
     one = Server(tmp_path)
+    one.member.call("Lease/LeaseGrant", {"ID": 5, "TTL": 60})
     yield one
     one.close()
 
 
 def messages_of(path: str, rounds: int, requests: int) -> list[list[bytes]]:
     """The messages of each round."""
+    if path == KEEP_ALIVE:
+        return [[encode("LeaseKeepAliveRequest", {"ID": 5})] * requests] * rounds
     kind = "PutRequest" if path == PUT else "RangeRequest"
     value = {"value": b"v" * 64} if path == PUT else {}
     return [
@@ -202,7 +206,7 @@ def frames_of(server: Server, frames: Frames, path: str, requests: int) -> int:
     return frames.total - before
 
 
-@pytest.mark.parametrize("path", [PUT, RANGE])
+@pytest.mark.parametrize("path", [PUT, RANGE, KEEP_ALIVE])
 def test_no_frame_runs_per_request(path: str, server: Server, frames: Frames) -> None:
     frames_of(server, frames, path, 10)  # what happens once has happened
     frames.calls.clear()
@@ -215,7 +219,7 @@ def test_no_frame_runs_per_request(path: str, server: Server, frames: Frames) ->
         assert server.member.revision == 1 + server.finished(path)
 
 
-@pytest.mark.parametrize("path", [PUT, RANGE])
+@pytest.mark.parametrize("path", [PUT, RANGE, KEEP_ALIVE])
 def test_no_object_is_made_per_request(path: str, server: Server) -> None:
     prepared = messages_of(path, ROUNDS, REQUESTS)
     for messages in prepared:  # first, so that what is kept once is kept

@@ -427,6 +427,8 @@ def test_nothing_runs_out_where_others_lead() -> None:
     core.pass_time(1000)
     assert listed(core) == [5]
     assert core.lessor.due() is None
+    core.keep_alive(5)
+    core.lessor.check()
     core.lessor.promote()
     assert left(core, 5) == 9
     core.lessor.check()
