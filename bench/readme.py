@@ -5,7 +5,8 @@ Rules:
 2. The first comment names the results that the table was made from, so that a test can make it
    again and compare. Without an argument these are the newest of `bench/results` that are whole:
    full size, three rounds, quorate beside an etcd, a figure for every line.
-3. Figures are medians; a ratio is quorate's figure divided by the etcd's.
+3. A line that these results have no figure for is left out.
+4. Figures are medians; a ratio is quorate's figure divided by the etcd's.
 """
 
 import argparse
@@ -96,6 +97,8 @@ def table(document: Any) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for title, row, metric in LINES:
         values = [medians.get(name, {}).get(row, {}).get(metric) for name in (own, *others)]
+        if all(value is None for value in values):
+            continue
         cells = ["-" if value is None else show(value, metric) for value in values]
         cells += [ratio(values[0], value) for value in values[1:]]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")

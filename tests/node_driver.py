@@ -61,7 +61,7 @@ class Member:
             self.fleet.ports,
             self.bell.fd,
             logger,
-            lambda: self.now,
+            clock=lambda: self.now,
             segment_bytes=segment_bytes,
             ahead=False,
         )

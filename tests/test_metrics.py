@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from grpclib.const import Status
 
+from quorate.core.limits import WORKER_COUNTERS_MAX
 from quorate.frontends.counters import (
+    GAUGES,
+    GAUGES_AT,
     HANDLED,
     METHOD_FIELDS,
     NAMED,
@@ -125,7 +128,9 @@ def test_a_name_that_etcd_does_not_have_is_a_bug() -> None:
 
 
 def test_a_block_comes_back_as_it_was() -> None:
-    numbers = list(range(len(METHODS) * METHOD_FIELDS + len(NAMED)))
+    count = len(METHODS) * METHOD_FIELDS + len(NAMED)
+    numbers = [*range(count), *[0] * (GAUGES_AT - count), *range(1, len(GAUGES) + 1)]
+    assert len(numbers) <= WORKER_COUNTERS_MAX
     assert pack(unpack(numbers)) == numbers
 
 
