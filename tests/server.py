@@ -3,7 +3,7 @@
 Rules:
 1. Loopback only, on free ports below the ephemeral range: a client that reconnects while the server
    is down must never be given the server's own port (it would connect to itself). No port is given
-   twice: two servers once had the same, and the one that lived answered for the one that did not.
+   twice, to two processes of one test run neither: two servers once had the same, and the one that lived answered for the one that did not.
 2. Whatever a test starts ends with it: `Server.close` kills the process and its descendants by pid,
    and `atexit` does so for a test run that is cut short.
 3. Readiness is `/health` answering true, not a log line: etcd 3.4 writes none. For quorate a test
@@ -33,6 +33,10 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 15.0
 PORTS = (20_000, 31_999)
 READY_LINE = "ready to serve client requests"
+
+# Which of the processes of a test run this is, and of how many.
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 
 _random = random.SystemRandom()
 _given: set[int] = set()
@@ -90,7 +94,7 @@ def free_port() -> int:
     """
     for _ in range(1000):
         port = _random.randrange(*PORTS)
-        if port in _given:
+        if port in _given or port % PROCESSES != PROCESS:
             continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

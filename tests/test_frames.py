@@ -40,8 +40,8 @@ REQUESTS = 500  # of a round: 10,000 in all
 # carries. 10,000 requests cost fewer Python frames than this:
 FRAMES_MAX = 2_000
 # Blocks of Python memory that 10,000 requests leave behind (raft keeps the last runs, one object
-# each), and the most that a round holds at once: a turn that leaves its sync to the log's thread holds
-# some 9 KB, one object for each request would be more than 14.
+# each), and the most that a round holds at once: a turn that leaves its sync to the log's thread
+# holds some 9 KB, one object for each request would be more than 14.
 BLOCKS_MAX = 100
 ROUND_BYTES_MAX = 12 * 1024
 END_STREAM, END_HEADERS = 1, 4

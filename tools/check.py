@@ -2,7 +2,8 @@
 
 Rules:
 1. All static checks run, even after one failed; pytest runs only if none did, so that its summary,
-   the last line, is the verdict.
+   the last line, is the verdict. It runs in two processes, because most tests wait for servers;
+   with arguments in one.
 2. Every tool's settings are in pyproject.toml.
 3. The tools are this interpreter's own; cython-lint starts pycodestyle by its bare name, so PATH
    begins with their folder.
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 # Each line is a check's name and its command; folders are the real ones, not the links to them.
 FOLDERS = ("core", "frontends", "workers", "src", "bench", "tests", "tools/check.py", "setup.py")
+PARALLEL = ("--numprocesses=2", "--dist=load")
 STATIC = {
     "format": ("ruff", "format", "--check", *FOLDERS),
     "lint": ("ruff", "check", *FOLDERS),
@@ -37,7 +39,7 @@ def main(arguments: list[str]) -> int:
         if failed:
             print(f"failed: {', '.join(failed)}", flush=True)
             return 1
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *(arguments or PARALLEL)])
 
 
 def passes(name: str, command: tuple[str, ...]) -> bool:

@@ -163,7 +163,7 @@ def test_watch_runs_a_command(pair: tuple[Etcdctl, Etcdctl]) -> None:
         command = ("watch", "a", "--rev=1", "--", "sh", "-c", f'echo "{ENVIRONMENT}"')
         with Running(one.server, *command) as running:
             running.wait_for("DELETE")
-            shown.append(sorted(running.wait_lines(11).splitlines()))
+            shown.append(sorted(running.wait_lines(12).splitlines()))
     assert shown[0] == shown[1]
     assert '"PUT" "a" "1" 7' in shown[0]
 
