@@ -3,7 +3,8 @@
 Rules:
 1. Loopback only, on free ports below the ephemeral range: a client that reconnects while the server
    is down must never be given the server's own port (it would connect to itself). No port is given
-   twice, to two processes of one test run neither: two servers once had the same, and the one that lived answered for the one that did not.
+   twice, nor to two processes of a test run: two servers once had the same, and the one that lived
+   answered for the one that did not.
 2. Whatever a test starts ends with it: `Server.close` kills the process and its descendants by pid,
    and `atexit` does so for a test run that is cut short.
 3. Readiness is `/health` answering true, not a log line: etcd 3.4 writes none. For quorate a test
