@@ -59,15 +59,19 @@ def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
     for slot in range(config.workers):
         fleet.start(slot)
     stop = Stop()
+    failure: Fatal | None = None
     try:
         trio.run(serve, config, logger, fleet, node, stop)
     except* Fatal as group:
-        raise first_leaf(group) from None
+        # Raised below: in here Python 3.11.2 would wrap it in a group again.
+        failure = first_leaf(group)
     finally:
         close_listeners(listeners)
         for slot in range(config.workers):
             if fleet.ports[slot] is not None:
                 fleet.kill(slot)
+    if failure is not None:
+        raise failure
     node.wal.close()
     logger.info("stopped")
 

@@ -73,13 +73,25 @@ class Recipes {
     await told;
     this.stopped = true;
     await Promise.all([...counters, ...candidates]);
-    const last = Number(await this.client.get(COUNTER).string());
+    const last = Number(await patiently(() => this.client.get(COUNTER).string()));
     assert.ok(this.counted > 0 && last >= this.counted, `counted ${this.counted}, there is ${last}`);
     assert.ok(this.terms > 0, 'nobody was elected');
     for (let tries = 0; this.seen < last && tries < 1000; tries += 1) await wait(20);
     assert.strictEqual(this.wrong, null);
     assert.strictEqual(this.seen, last);
   }
+}
+
+// After failures in a row the client refuses calls by itself for some seconds.
+async function patiently(call) {
+  for (let tries = 0; tries < 300; tries += 1) {
+    try {
+      return await call();
+    } catch (error) {
+      await wait(50);
+    }
+  }
+  return call();
 }
 
 new Recipes(process.argv[2])
