@@ -37,7 +37,8 @@ def wait_for(inheritance: Inheritance, command: Command) -> None:
     for _ in range(SECONDS_MAX * 100):
         if inheritance.bell.command == command:
             return
-        inheritance.bell.wait(10)
+        if inheritance.bell.wait(10):
+            inheritance.bell.rise()  # or the next wait is none, and the time over at once
     os._exit(99)
 
 

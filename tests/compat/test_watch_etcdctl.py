@@ -133,12 +133,20 @@ WATCHES = [
 
 @pytest.mark.parametrize(("line", "least"), WATCHES)
 def test_watch(line: str, least: int, pair: tuple[Etcdctl, Etcdctl]) -> None:
-    shown = []
-    for one in pair:
-        with Running(one.server, *words(line)) as running:
-            output = running.wait_lines(least)
-        # How many responses the events come in is not said anywhere.
-        shown.append(one.same(output.encode()))
+    command = words(line)
+    with Running(pair[0].server, *command) as ours, Running(pair[1].server, *command) as theirs:
+        ours.wait_lines(least)
+        theirs.wait_lines(least)
+        end = time.monotonic() + WAIT_SECONDS
+        while True:
+            # How many responses the events come in is not said anywhere.
+            shown = [
+                one.same(running.output.encode())
+                for one, running in zip(pair, (ours, theirs), strict=True)
+            ]
+            if shown[0] == shown[1] or time.monotonic() > end:
+                break
+            time.sleep(0.02)
     assert shown[0] == shown[1]
 
 
