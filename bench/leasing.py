@@ -124,6 +124,7 @@ def run_expiry(stage: Stage) -> Rows:
             if quiet_seconds <= 0:
                 raise WrongAnswer("the leases are due before the puts beside them are measured")
             quiet = paced_puts(server, beside, PACE_BESIDE_EXPIRY, quiet_seconds)
+            # The window that is measured begins just before the first lease is due.
             time.sleep(max(0.0, earliest - time.monotonic() - 0.5))
             with puts_beside(server, beside, PACE_BESIDE_EXPIRY) as puts:
                 ended = end_together(watcher, earliest, latest)

@@ -26,6 +26,7 @@ cdef class CatchUp(LongReply):
     cdef size_t fragment_bytes_max
     cdef CatchUpRequest asked
     cdef Buffer range               # key, then range end
+    cdef bint has_begun
     cdef bint by_chain              # the key's own versions are walked, not all
     cdef bint holding               # compaction waits
     cdef int64_t compact_revision   # when it began: the walks must agree about what there is
@@ -46,6 +47,7 @@ cdef class CatchUp(LongReply):
     cdef Buffer out
     cdef size_t out_at
 
+    cdef void _seek(self) noexcept
     cdef bint _by_chain(self) noexcept
     cdef Version *_walk(self, Place *place) noexcept
     cdef bint _matches(self, const Version *version) noexcept

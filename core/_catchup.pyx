@@ -52,13 +52,8 @@ cdef CatchUp catch_up(
     reply.header = header[0]
     reply.fragment_bytes_max = fragment_bytes_max
     reply.request_id = request_id
-    reply.compact_revision = store.compact_revision
     reply.asked = asked[0]
     buffer_append(&reply.range, range, range_size)
-    reply.by_chain = range_size == asked.key_size and reply._by_chain()
-    if not reply.by_chain:
-        store.history_seek(&reply.start.cursor, asked.revision, 0)
-    reply.at = reply.start
     return reply
 
 
@@ -68,6 +63,15 @@ cdef class CatchUp(LongReply):
     def __dealloc__(self):
         buffer_free(&self.range)
         buffer_free(&self.out)
+
+    cdef void _seek(self) noexcept:
+        """Go to the first version wanted."""
+        self.by_chain = self.range.size == self.asked.key_size and self._by_chain()
+        if not self.by_chain:
+            self.store.history_seek(&self.start.cursor, self.asked.revision, 0)
+        self.at = self.start
+        self.compact_revision = self.store.compact_revision
+        self.has_begun = True
 
     cdef bint _by_chain(self) noexcept:
         """Find the first version wanted on the key's own chain; False when it is far back."""
@@ -121,6 +125,8 @@ cdef class CatchUp(LongReply):
                     self.request_id, REPLY_END, ERROR_COMPACTED,
                     <uint64_t>self.store.compact_revision, NULL, 0)
                 return True
+            if not self.has_begun:
+                self._seek()
             if not self._measure():
                 self._hold()
                 return False

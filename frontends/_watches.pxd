@@ -60,6 +60,7 @@ cdef class Watches(Replies):
 
     # Who catches up.
     cdef void _fall_behind(self, Watcher *watcher, int64_t revision) noexcept nogil
+    cdef void _unqueue(self, Watcher *watcher) noexcept nogil
     cdef void _ask_for_next(self, WatchStream *stream) noexcept nogil
     cdef void _take_catch_up(
         self, Call *call, const Reply *reply, const uint8_t *data, size_t size) noexcept nogil
@@ -80,7 +81,7 @@ cdef class Watches(Replies):
     cdef int _note(self, const EventRecord *record) except -1 nogil
     cdef int _match(self, const EventRecord *record) except -1 nogil
     cdef void _forget_notes(self) noexcept nogil
-    cdef int _leave_behind(self, size_t at, size_t end) except -1 nogil
+    cdef size_t _leave_behind(self, size_t at, size_t end) except? 1 nogil
     cdef int _deliver(self, int64_t revision) except -1 nogil
     cdef int _deliver_to(self, const Touched *touched) except -1 nogil
     cdef bint _gather_block(self, const Subject *subject, uint32_t place) except -1 nogil

@@ -25,9 +25,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, strlen
 
 from quorate.core import limits
-from quorate.core._bytes cimport (
-    Buffer, buffer_append, buffer_free, buffer_reserve, store_be32,
-)
+from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve, store_be32
 from quorate.core._errors cimport ERROR_COMPACTED, ERROR_MALFORMED
 from quorate.core._eventring cimport (
     EVENT_DELETE, EVENT_HAS_PREVIOUS, EVENT_LAST, EventReader, EventRecord,
@@ -39,8 +37,8 @@ from quorate.core._record cimport (
 )
 from quorate.frontends._deadlines cimport wheel_clear, wheel_set
 from quorate.frontends._watchindex cimport (
-    WATCHER_CANCELED, WATCHER_DEAD, WATCHER_LIVE, WATCHER_NOTIFIES, WATCHER_TOLD, WATCHER_WAITS,
-    Subject, Watcher, WatchIndex, WatchStream, subject_key,
+    WATCHER_CANCELED, WATCHER_DEAD, WATCHER_LIVE, WATCHER_NOTIFIES, WATCHER_QUEUED, WATCHER_TOLD,
+    WATCHER_WAITS, Subject, Watcher, WatchIndex, WatchStream, subject_key,
 )
 from quorate.frontends._watchrequest cimport (
     WATCH_REQUEST_CANCEL, WATCH_REQUEST_CREATE, WATCH_REQUEST_PROGRESS, WatchCreate, WatchRequest,
@@ -215,17 +213,9 @@ cdef class Watches(Replies):
         cdef uint8_t *at = self._write_head(message, revision, watch_id)
         cdef Buffer *held
         cdef size_t size
-        if what & RESPONSE_CREATED:
-            at[0] = 24
-            at[1] = 1
-            at += 2
-        if what & RESPONSE_CANCELED:
-            at[0] = 32
-            at[1] = 1
-            at += 2
-        if compact_revision:
-            at[0] = 40
-            at = write_varint(at + 1, <uint64_t>compact_revision)
+        at = _write_number(at, 24, (what & RESPONSE_CREATED) != 0)
+        at = _write_number(at, 32, (what & RESPONSE_CANCELED) != 0)
+        at = _write_number(at, 40, <uint64_t>compact_revision)
         if reason != NULL:
             size = min(strlen(reason), <size_t>120)
             at[0] = 50
@@ -233,13 +223,13 @@ cdef class Watches(Replies):
             memcpy(at + 2, reason, size)
             at += 2 + size
         size = at - message
-        if self._is_over_bytes(call, size):
+        held = &(<WatchStream *>call.watch).held
+        if self._is_over_bytes(call, held.size + size):
             self.calls_cut += 1
             self._cut(call)
             return False
         call.route.counts[COUNT_SENT] += 1
         if call.reply_left:
-            held = &(<WatchStream *>call.watch).held
             buffer_reserve(held, 5 + size)
             held.data[held.size] = 0
             store_be32(held.data + held.size + 1, <uint32_t>size)
@@ -271,9 +261,13 @@ cdef class Watches(Replies):
             watcher.flags &= ~<uint32_t>WATCHER_LIVE
             stream.live_count -= 1
             self.behind_count += 1
-        watcher.flags &= ~<uint32_t>WATCHER_WAITS
+        if watcher.flags & WATCHER_WAITS:
+            watcher.flags &= ~<uint32_t>WATCHER_WAITS
+            stream.is_start_gone = True
+        watcher.flags |= WATCHER_QUEUED
         watcher.revision = revision
         watcher.next_behind = NULL
+        watcher.previous_behind = stream.behind_last
         if stream.behind_last != NULL:
             stream.behind_last.next_behind = watcher
         else:
@@ -290,9 +284,7 @@ cdef class Watches(Replies):
             return
         if call.reply.size - call.reply_at > SEND_LOW:
             return      # `_drained` comes back here
-        stream.behind = watcher.next_behind
-        if stream.behind == NULL:
-            stream.behind_last = NULL
+        self._unqueue(watcher)
         stream.asked = watcher
         request.watch_id = watcher.id
         request.revision = watcher.revision
@@ -306,6 +298,19 @@ cdef class Watches(Replies):
         call.flags |= CALL_ASKED
         call.taken = 0
         self._owe(call, OWES_REQUEST)
+
+    cdef void _unqueue(self, Watcher *watcher) noexcept nogil:
+        """Take a watcher out of the queue of those that catch up."""
+        cdef WatchStream *stream = watcher.stream
+        watcher.flags &= ~<uint32_t>WATCHER_QUEUED
+        if watcher.previous_behind != NULL:
+            watcher.previous_behind.next_behind = watcher.next_behind
+        else:
+            stream.behind = watcher.next_behind
+        if watcher.next_behind != NULL:
+            watcher.next_behind.previous_behind = watcher.previous_behind
+        else:
+            stream.behind_last = watcher.previous_behind
 
     cdef void _drained(self, Call *call) noexcept nogil:
         """The client took nearly everything."""
@@ -353,24 +358,16 @@ cdef class Watches(Replies):
     cdef void _remove(self, Watcher *watcher) noexcept nogil:
         """Forget a watcher that the core is not being asked for."""
         cdef WatchStream *stream = watcher.stream
-        cdef Watcher *before = NULL
-        cdef Watcher *each = stream.behind
+        if watcher.flags & WATCHER_WAITS:
+            stream.is_start_gone = True
         if watcher.flags & WATCHER_LIVE:
             stream.live_count -= 1
         elif watcher.flags & WATCHER_DEAD:
             stream.dead_count -= 1
         else:
             self.behind_count -= 1
-            while each != NULL and each != watcher:
-                before = each
-                each = each.next_behind
-            if each != NULL:
-                if before != NULL:
-                    before.next_behind = watcher.next_behind
-                else:
-                    stream.behind = watcher.next_behind
-                if stream.behind_last == watcher:
-                    stream.behind_last = before
+        if watcher.flags & WATCHER_QUEUED:
+            self._unqueue(watcher)
         (<Call *>stream.call).peer.watchers -= 1
         self.index.remove(watcher)
         if self.index.watcher_count == 0:
@@ -386,7 +383,6 @@ cdef class Watches(Replies):
             self._cancel(call)
         call.watch = NULL
         call.owed = NULL
-        stream.behind = stream.behind_last = stream.asked = NULL
         while stream.watchers != NULL:
             self._remove(stream.watchers)
         if stream.progress:
@@ -405,18 +401,17 @@ cdef class Watches(Replies):
         """Ask the core for all events from `revision` on."""
         cdef Call *call = self._new_call()
         cdef uint8_t previous = 0
+        self.follows = False
+        self.giant = 0
+        self.records.size = 0
+        self.follow_id = 0
         if call == NULL:
-            # No call is left for us: `take_watched` tries again.
-            self.follow_id = 0
-            return
+            return      # no call is left for us: `take_watched` tries again
         call.flags = CALL_FOLLOWS | CALL_ASKED | CALL_DEAF
         call.method = METHOD_FOLLOW
         call.extra = <uint64_t>revision
         buffer_append(&call.message, &previous, 1)
         self.follow_id = call.id
-        self.follows = False
-        self.giant = 0
-        self.records.size = 0
         self._owe(call, OWES_REQUEST)
 
     cdef void _unfollow(self) noexcept nogil:
@@ -526,9 +521,11 @@ cdef class Watches(Replies):
             memmove(self.records.data, self.records.data + at, self.records.size)
         if self.records.size > REVISION_MAX or (self.records.size and self.giant):
             # More of this revision is to come; nobody gets it from here.
-            self.giant = (<const EventRecord *>self.records.data).revision
-            self._leave_behind(0, self.records.size)
-            self.records.size = 0
+            at = self._leave_behind(0, self.records.size)
+            if at:
+                self.giant = (<const EventRecord *>self.records.data).revision
+                self.records.size -= at
+                memmove(self.records.data, self.records.data + at, self.records.size)
         elif self.records.size == 0 and self.records.capacity > 4 * BATCH_BYTES:
             buffer_free(&self.records)
         return 0
@@ -612,13 +609,13 @@ cdef class Watches(Replies):
             touched[i].subject.touched = 0
         self.touched.size = self.notes.size = 0
 
-    cdef int _leave_behind(self, size_t at, size_t end) except -1 nogil:
-        """Whom these records concern gets them from the core."""
+    cdef size_t _leave_behind(self, size_t at, size_t end) except? 1 nogil:
+        """Whom these records concern gets them from the core; answers where the whole ones end."""
         cdef const EventRecord *record
         cdef Subject **subject
         cdef Watcher *watcher
         cdef size_t i
-        while at < end:
+        while at + sizeof(EventRecord) <= end:
             record = <const EventRecord *>(self.records.data + at)
             if record.size > end - at:
                 break
@@ -633,7 +630,7 @@ cdef class Watches(Replies):
             if record.flags & EVENT_LAST:
                 self.seen = record.revision
             at += record.size
-        return 0
+        return at
 
     cdef int _deliver(self, int64_t revision) except -1 nogil:
         """Send what was noted: everything up to this revision."""
@@ -752,9 +749,10 @@ cdef class Watches(Replies):
     cdef bint _has_started(self, WatchStream *stream) noexcept nogil:
         """Whether no watcher of the stream waits for a later revision to begin with."""
         cdef Watcher *watcher = stream.watchers
-        if stream.latest_start <= self.seen:
-            return True
+        if stream.latest_start <= self.seen or not stream.is_start_gone:
+            return stream.latest_start <= self.seen
         stream.latest_start = 0
+        stream.is_start_gone = False
         while watcher != NULL:
             if watcher.flags & WATCHER_WAITS:
                 stream.latest_start = max(stream.latest_start, watcher.revision)

@@ -12,6 +12,7 @@ cdef enum WatcherFlag:
     WATCHER_TOLD = 4        # got events since the last of these
     WATCHER_CANCELED = 8    # its end is told once the core's answer has come
     WATCHER_WAITS = 16      # asked to begin at a revision that was to come
+    WATCHER_QUEUED = 64     # waits for the core to read on for it
     WATCHER_DEAD = 32       # was overtaken by compaction; its id is in use until it is canceled
 
 
@@ -45,6 +46,7 @@ cdef struct Watcher:
     Watcher *previous_of_stream
     Watcher *next_of_id     # of the same hash of stream and id
     Watcher *next_behind    # in its stream's queue
+    Watcher *previous_behind
     int64_t id
     int64_t revision        # of the first event that it may get
     uint32_t flags          # WatcherFlag
@@ -64,6 +66,7 @@ cdef struct WatchStream:
     int64_t next_id
     int64_t latest_start    # no watcher waits for a later revision to begin with
     int64_t progress        # revision at which a progress request came; 0 = none did
+    bint is_start_gone      # `latest_start` may be too late: some that waited wait no more
     uint32_t watcher_count
     uint32_t live_count
     uint32_t dead_count

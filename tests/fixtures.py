@@ -13,7 +13,6 @@ import pytest
 
 from tests.needs import need
 from tests.server import Program, Server, etcd, subject
-from tests.watches import has_leases, has_watch
 from tests.wire import Client
 
 
@@ -60,29 +59,3 @@ def shared_client(shared_server: Server) -> Iterator[Client]:
     """A client of the module's server."""
     with Client(shared_server.port) as one:
         yield one
-
-
-@pytest.fixture(scope="session")
-def abilities(program: Program, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
-    """Whether the server has watches and leases yet; it is asked once."""
-    if not program.is_quorate:
-        return {"watch": True, "lease": True}
-    with (
-        Server(program, tmp_path_factory.mktemp("abilities")) as one,
-        Client(one.start().port) as asker,
-    ):
-        return {"watch": has_watch(asker), "lease": has_leases(asker)}
-
-
-@pytest.fixture
-def watching(abilities: dict[str, bool]) -> None:
-    """Skips the test as long as the server answers Unimplemented to Watch."""
-    if not abilities["watch"]:
-        pytest.skip("quorate does not have watches yet")
-
-
-@pytest.fixture
-def leasing(abilities: dict[str, bool]) -> None:
-    """Skips the test as long as the server answers Unimplemented to Lease."""
-    if not abilities["lease"]:
-        pytest.skip("quorate does not have leases yet")

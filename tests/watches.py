@@ -31,7 +31,6 @@ WAIT_SECONDS = 10.0
 NO_WATCH = -1
 NOPUT, NODELETE = 0, 1
 PUT, DELETE = 0, 1
-UNIMPLEMENTED = 12
 
 T = TypeVar("T")
 
@@ -290,25 +289,3 @@ def notifying(kind: str, version: tuple[int, int]) -> str:
     """The flag that makes a server tell progress often; its interval is etcd's least."""
     old = "experimental-" if kind == "etcd" and version < (3, 6) else ""
     return f"--{old}watch-progress-notify-interval=100ms"
-
-
-def has_watch(client: Client) -> bool:
-    """Whether the server has watches; nothing of the store is touched by asking."""
-    with Stream(client) as stream:
-        stream.ask(b"k")
-        try:
-            stream.answer(0)
-        except AssertionError:
-            if stream.end is None or stream.end.code != UNIMPLEMENTED:
-                raise
-            return False
-    return True
-
-
-def has_leases(client: Client) -> bool:
-    """Whether the server grants leases; nothing of the store is touched by asking."""
-    try:
-        client.call("Lease/LeaseLeases")
-    except Refused as error:
-        return error.code != UNIMPLEMENTED
-    return True

@@ -131,7 +131,7 @@ def test_t13_a_pause_of_the_server_ends_no_lease_that_is_kept_alive(
         server.pause()
         try:
             raw.body(stream, prefixed(encode("LeaseKeepAliveRequest", {"ID": 5})))
-            time.sleep(3)
+            time.sleep(3)  # the lease's own two seconds have to go by
         finally:
             server.resume()
         answer = raw.wait(stream)
@@ -147,7 +147,7 @@ def test_a_restart_ends_no_lease_early(server: Server) -> None:
         client.put(b"l", b"v", lease=6)
         grant(client, 7, 600)
         client.call("Lease/LeaseRevoke", {"ID": 7})
-        time.sleep(1)
+        time.sleep(1)  # of the three seconds that the lease has
     server.kill()
     server.launch()
     launched = time.monotonic()

@@ -12,7 +12,7 @@ from tests.server import Program, Server
 from tests.watches import NO_WATCH, Stream
 from tests.wire import Client
 
-pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
+pytestmark = pytest.mark.compat
 
 EVERYTHING = (b"\0", b"\0")
 MANY = depth(20_000, 100_000)
@@ -33,7 +33,7 @@ def stream(client: Client) -> Iterator[Stream]:
 
 
 @pytest.fixture(autouse=True)
-def others(watching: None, server: Server) -> Iterator[None]:
+def others(server: Server) -> Iterator[None]:
     """After each test: the same processes run, and another client is served and told."""
     before = server.identity()
     yield

@@ -22,7 +22,6 @@ from tests.wire import Client
 pytestmark = [
     pytest.mark.compat,
     pytest.mark.slow,
-    pytest.mark.usefixtures("watching", "leasing"),
     pytest.mark.timeout(BUILD_SECONDS + 600),
 ]
 

@@ -23,7 +23,7 @@ from tests.server import Program, Server
 from tests.watches import NO_WATCH, NODELETE, NOPUT, Stream, Told, revision_of
 from tests.wire import Client, Refused
 
-pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
+pytestmark = pytest.mark.compat
 
 CALLS = 300
 STREAMS = 3
@@ -58,9 +58,8 @@ class Side:
 class Round:
     """One sequence on both."""
 
-    def __init__(self, number: int, old: Side, new: Side, *, leases: bool) -> None:
+    def __init__(self, number: int, old: Side, new: Side) -> None:
         self.sides = (old, new)
-        self.leases = leases
         self.held: list[int] = []
         self.random = random.Random(number)
         self.sequence = Sequence(number)
@@ -82,7 +81,7 @@ class Round:
                 self.compact()
             elif kind < 0.14:
                 self.large()
-            elif kind < 0.17 and self.leases:
+            elif kind < 0.17:
                 self.lease()
             else:
                 name, request = next(one for one in calls if one[0] in WRITES)
@@ -258,7 +257,6 @@ def test_random_watches_are_told_as_by_etcd(
     program: Program,
     debian_etcd: Program,
     tmp_path: Path,
-    abilities: dict[str, bool],
 ) -> None:
     number = seed() + round_
     print(f"QUORATE_SEED={number}")
@@ -272,7 +270,7 @@ def test_random_watches_are_told_as_by_etcd(
         theirs.wait_ready()
         ours.wait_ready()
         sides = Side(theirs.port, stack), Side(ours.port, stack)
-        round_of_both = Round(number, *sides, leases=abilities["lease"])
+        round_of_both = Round(number, *sides)
         round_of_both.play()
         told = [told for stream in round_of_both.sides[0].streams for told in stream.told.values()]
         events = sum(len(one.events) for one in told)

@@ -17,7 +17,7 @@ from tests.needs import need
 from tests.server import Program, Server
 from tests.wire import Client
 
-pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
+pytestmark = pytest.mark.compat
 
 WAIT_SECONDS = 20.0
 CONTENDERS = 4
@@ -227,14 +227,12 @@ LEASES = [
 ]
 
 
-@pytest.mark.usefixtures("leasing")
 @pytest.mark.parametrize("line", LEASES)
 def test_lease_lines(line: str, pair: tuple[Etcdctl, Etcdctl]) -> None:
     ours, theirs = pair
     assert ours.shown(*words(line))[:2] == theirs.shown(*words(line))[:2]
 
 
-@pytest.mark.usefixtures("leasing")
 @pytest.mark.parametrize("form", ["simple", "json", "fields", "table"])
 def test_the_life_of_a_lease(form: str, pair: tuple[Etcdctl, Etcdctl]) -> None:
     shown = []
@@ -263,7 +261,6 @@ def test_the_life_of_a_lease(form: str, pair: tuple[Etcdctl, Etcdctl]) -> None:
     assert shown[0] == shown[1]
 
 
-@pytest.mark.usefixtures("leasing")
 def test_a_lease_is_kept_alive(server: Server) -> None:
     control = Etcdctl(server)
     _, out, _ = control.run("lease", "grant", "3")
@@ -280,7 +277,6 @@ def test_a_lease_is_kept_alive(server: Server) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.usefixtures("leasing")
 def test_lock_excludes(server: Server, tmp_path: Path) -> None:
     """Contenders enter one at a time, each of them once."""
     log = tmp_path / "log"
@@ -294,7 +290,6 @@ def test_lock_excludes(server: Server, tmp_path: Path) -> None:
     assert log.read_text().split() == ["in", "out"] * CONTENDERS
 
 
-@pytest.mark.usefixtures("leasing")
 def test_lock_is_passed_on(server: Server) -> None:
     with Running(server, "lock", "l") as first:
         assert first.wait_lines(1).startswith("l/")
@@ -310,7 +305,6 @@ def test_lock_is_passed_on(server: Server) -> None:
             assert second.process.wait(WAIT_SECONDS) == 0
 
 
-@pytest.mark.usefixtures("leasing")
 def test_lock_tells_the_code_of_its_command(server: Server) -> None:
     control = Etcdctl(server)
     assert control.run("lock", "l", "echo", "hello")[:2] == (0, b"hello\n")
@@ -318,7 +312,6 @@ def test_lock_tells_the_code_of_its_command(server: Server) -> None:
     assert control.run("lock", "l", "echo", "again")[:2] == (0, b"again\n")
 
 
-@pytest.mark.usefixtures("leasing")
 def test_elect(server: Server) -> None:
     with Running(server, "elect", "e", "one") as first:
         assert first.wait_lines(2).splitlines()[1] == "one"

@@ -26,7 +26,7 @@ from tests.watchcheck import Complaint, History, Segment, check, responses_of
 from tests.watches import Stream, revision_of, revision_of_event
 from tests.wire import Client, Refused
 
-pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
+pytestmark = pytest.mark.compat
 
 WATCH_FILES = ("watch-1", "watch-2")
 ROUNDS = 60

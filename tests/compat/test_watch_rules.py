@@ -16,7 +16,7 @@ from tests.server import Program, Server
 from tests.watches import DELETE, NO_WATCH, NODELETE, NOPUT, Stream, notifying, revision_of
 from tests.wire import Client
 
-pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
+pytestmark = pytest.mark.compat
 
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 EMPTY_RANGE = "mvcc: watcher range is empty"
@@ -475,6 +475,27 @@ def test_one_revision_comes_in_fragments(client: Client, stream: Stream) -> None
     assert len([one for one in stream.of(whole).responses if one.get("events")]) == 2
 
 
+def test_an_enormous_revision_is_told_whole(client: Client, stream: Stream) -> None:
+    """One revision that is larger than what any buffer between the store and its watchers holds."""
+    count, size = 60_000, 600
+    for start in range(0, count, 100):
+        client.txn(
+            success=[
+                {"request_put": {"key": b"%0*d" % (size, number), "value": b"v"}}
+                for number in range(start, start + 100)
+            ]
+        )
+    whole = stream.watch(*EVERYTHING)
+    parts = stream.watch(*EVERYTHING, fragment=True)
+    one = stream.watch(b"%0*d" % (size, 7))
+    client.delete(b"0", b"1")
+    client.put(b"z")
+    for watch_id in (whole, parts):
+        keys = [event["kv"]["key"] for event in stream.wait_events(watch_id, count + 1)]
+        assert keys == [*(b"%0*d" % (size, number) for number in range(count)), b"z"]
+    assert len(stream.wait_events(one, 1)) == 1
+
+
 def test_a_small_response_has_no_fragments(client: Client, stream: Stream) -> None:
     watch_id = stream.watch(*EVERYTHING, fragment=True)
     client.put(b"k", b"x" * MIB)
@@ -483,7 +504,6 @@ def test_a_small_response_has_no_fragments(client: Client, stream: Stream) -> No
     assert not any(one.get("fragment") for one in stream.responses)
 
 
-@pytest.mark.usefixtures("leasing")
 def test_a_revoked_lease_deletes_its_keys_in_one_revision(client: Client, stream: Stream) -> None:
     lease = client.call("Lease/LeaseGrant", {"TTL": 60})["ID"]
     for key in (b"c", b"a", b"b"):
@@ -498,7 +518,6 @@ def test_a_revoked_lease_deletes_its_keys_in_one_revision(client: Client, stream
     assert all("lease" not in one["kv"] for one in events[4:])
 
 
-@pytest.mark.usefixtures("leasing")
 def test_an_expired_lease_is_told_as_well(client: Client, stream: Stream) -> None:
     lease = client.call("Lease/LeaseGrant", {"TTL": 1})["ID"]
     client.put(b"k", b"v", lease=lease)

@@ -15,7 +15,7 @@ from tests.watchcheck import Complaint, History, Segment, check, responses_of
 from tests.watches import DELETE, NO_WATCH, Stream, revision_of_event
 from tests.wire import Client
 
-pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("watching")]
+pytestmark = pytest.mark.compat
 
 EVERYTHING = (b"\0", b"\0")
 ROUNDS = 20

@@ -19,7 +19,7 @@ from tests.watchcheck import Segment
 from tests.watches import NO_WATCH, NODELETE, NOPUT, is_progress, notifying
 from tests.wire import Client
 
-pytestmark = [pytest.mark.crash, pytest.mark.usefixtures("watching")]
+pytestmark = pytest.mark.crash
 
 RUN_SECONDS = depth(2, 20)
 LARGE = 100_000
