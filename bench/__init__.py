@@ -7,7 +7,8 @@ What calls what: `__main__` (command line) -> `runner` (rounds, fresh data direc
 
 The load generator has three kinds of clients, each of which works in one thread without the GIL:
 `_load` (unary requests) -> `_exchange` (one request and the check of its answer); `_watchers`
-(watches and the check of every event) and `_keepalives` -> `_pipe` (a stream that stays open).
+(watches and the check of every event) and `_keepalives` -> `_pool` (connections with streams that
+stay open) -> `_pipe` (one of those streams).
 Below them are `_link` (an HTTP/2 connection), `_keyspace` (keys, values and what was acknowledged),
 `_moments` (which write was due when), `_protobuf` and `_histogram`.
 

@@ -5,10 +5,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from bench._histogram cimport Tally
 from bench._keyspace cimport Keys, Keyspace
-from bench._link cimport HEADERS, Link
 from bench._moments cimport Moments
-from bench._nghttp2 cimport nghttp2_nv, nghttp2_session_callbacks
-from bench._pipe cimport Fault, Pipe
+from bench._pipe cimport Pipe
+from bench._pool cimport Pool
 
 cdef enum On:
     ONE_KEY = 0         # all watchers watch key 0
@@ -32,11 +31,6 @@ cdef struct Stream:
     int64_t created
 
 
-cdef struct Connection:
-    Link link                   # first: see bench/_link.pyx
-    Stream *streams             # the crowd's of this connection
-
-
 cdef struct Event:
     # One event as it was read; data points into the message.
     bint is_delete
@@ -49,23 +43,14 @@ cdef struct Event:
 
 
 cdef struct Crowd:
+    Pool pool                   # of Streams
     Keys *keys
     On on
     int64_t start_revision
     bint deletes                # each key is to be deleted once; otherwise only puts come
-    nghttp2_session_callbacks *callbacks
-    nghttp2_nv[HEADERS] headers
-    int epoll
-    Connection *connections
-    int64_t connection_count
-    int64_t streams_each
-    Stream *streams
-    int64_t stream_count
-    int64_t streams_left        # not lost
     Watcher *watchers
     int64_t watcher_count
     uint32_t *versions          # owned; of watchers of a prefix
-    uint8_t *received           # what recv fills
     int64_t created
     # -- slow reading
     double pace                 # bytes a second of each connection; 0 is as fast as they come
@@ -81,13 +66,10 @@ cdef struct Crowd:
     bint finishing              # no more will be written
     bint counted                # `missing` is known
     int64_t missing             # events that have to come yet
-    int64_t now                 # ns
     int64_t first_event
     int64_t last_event
     int64_t delivered           # in the window
     int64_t succeeded
-    int64_t wrong
-    Fault fault
     Tally *tally
     Moments moments
 

@@ -18,7 +18,7 @@ Rules:
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
 
 cimport cython
@@ -34,38 +34,38 @@ from bench._keyspace cimport (
 from bench._link cimport (
     CLOCK_MONOTONIC,
     CLOCK_THREAD_CPUTIME_ID,
-    EPOLL_CLOEXEC,
     EPOLL_CTL_ADD,
     EPOLL_CTL_DEL,
     EPOLLIN,
-    EPOLLOUT,
     EVENTS,
-    RECEIVE_BYTES,
     SLICE,
     WINDOW,
     clock,
-    close,
-    epoll_create1,
     epoll_ctl,
     epoll_event,
     epoll_wait,
-    headers_prepare,
-    link_flush,
-    link_free,
-    link_lose,
-    link_open,
     link_pace,
-    link_prepare,
-    link_receive,
     wait_readable,
 )
 from bench._load cimport Engine, Load, begin, is_over, pause_of, turn
 from bench._moments cimport RING, Moment, moments_arrived
-from bench._nghttp2 cimport nghttp2_session_callbacks_del
-from bench._pipe cimport callbacks_prepare, fault_quote, fault_say, pipe_free, pipe_open
+from bench._pipe cimport fault_quote, fault_say
+from bench._pool cimport (
+    Connection,
+    Pool,
+    pool_accuse,
+    pool_answer,
+    pool_connect,
+    pool_free,
+    pool_lose_stream,
+    pool_open_streams,
+    pool_pipe,
+    pool_prepare,
+    pool_receive,
+    pool_serve,
+)
 from bench._protobuf cimport Field, number_in, read_field, write_tag, write_varint
 
-from bench._link import connect
 from bench.outcome import Delivery, Outcome
 
 cdef enum:
@@ -83,13 +83,13 @@ cdef class Watchers:
     """Watchers of one keyspace on connections to one server on the loopback interface."""
 
     def __cinit__(self):
-        self.crowd.epoll = -1
+        self.crowd.pool.epoll = -1
 
     def __init__(self, int port, Keyspace keyspace not None, *, int64_t connections=1,
                  int64_t streams=1, int64_t each=1, str on="one key", int64_t start_revision=0,
                  bint deletes=False, double pace=0.0, double patience=60.0):
         cdef Crowd *crowd = &self.crowd
-        assert crowd.epoll == -1, "Watchers are initialised once"
+        assert crowd.pool.epoll == -1, "Watchers are initialised once"
         self.keyspace = keyspace
         self.authority = b"127.0.0.1:%d" % port
         crowd.keys = &keyspace.keys
@@ -97,13 +97,10 @@ cdef class Watchers:
         crowd.start_revision = start_revision
         crowd.deletes = deletes
         crowd.pace = pace
-        headers_prepare(crowd.headers, PATH, self.authority)
         if not prepare_crowd(crowd, connections, streams, each):
             raise MemoryError(f"no memory for {connections * streams * each} watchers")
-        for number in range(connections):
-            fd = connect(port, SLOW_SOCKET_BYTES if pace else 0)
-            link_open(&crowd.connections[number].link, fd, crowd.callbacks, streams,
-                      SLOW_WINDOW if pace else WINDOW)
+        pool_connect(&crowd.pool, port, PATH, self.authority, SLOW_WINDOW if pace else WINDOW,
+                     SLOW_SOCKET_BYTES if pace else 0)
         self.wait_created(patience)
 
     def __dealloc__(self):
@@ -121,10 +118,10 @@ cdef class Watchers:
         cdef Crowd *crowd = &self.crowd
         return Outcome(
             completed=crowd.created, elapsed=self.creating, succeeded=crowd.created,
-            failed=crowd.stream_count - crowd.streams_left, wrong=crowd.wrong,
+            failed=crowd.pool.stream_count - crowd.pool.streams_left, wrong=crowd.pool.wrong,
             unfinished=crowd.watcher_count - crowd.created,
-            problem=crowd.fault.text.decode("utf-8", "replace"), cpu=0.0, latency=Histogram(),
-            unimplemented=crowd.fault.unimplemented,
+            problem=crowd.pool.fault.text.decode("utf-8", "replace"), cpu=0.0, latency=Histogram(),
+            unimplemented=crowd.pool.fault.unimplemented,
         )
 
     def run(self, Load writer=None, *, double seconds=0.0, double warmup=0.0, double rate=0.0,
@@ -141,7 +138,7 @@ cdef class Watchers:
         cdef Histogram put_latency = Histogram()
         cdef int64_t cpu
         cdef bint more = True
-        if crowd.connections == NULL or self.running:
+        if crowd.pool.connections == NULL or self.running:
             raise RuntimeError("the watchers are closed or running")
         crowd.tally = &latency.tally
         crowd.moments.undelivered_max = undelivered
@@ -167,7 +164,7 @@ cdef class Watchers:
             crowd.finishing = False
             if engine != NULL:
                 engine.moments = NULL
-                epoll_ctl(crowd.epoll, EPOLL_CTL_DEL, engine.epoll, NULL)
+                epoll_ctl(crowd.pool.epoll, EPOLL_CTL_DEL, engine.epoll, NULL)
         writes = None if writer is None else writer.outcome(put_latency, 0)
         return self.delivery(latency, cpu, writes)
 
@@ -186,30 +183,31 @@ cdef class Watchers:
         cdef bint more = True
         cdef int64_t begun = clock(CLOCK_MONOTONIC)
         with nogil:
-            crowd.now = begun
-            crowd.give_up = crowd.now + <int64_t>(patience * 1e9)
+            crowd.pool.now = begun
+            crowd.give_up = crowd.pool.now + <int64_t>(patience * 1e9)
             crowd.missing = crowd.watcher_count
             crowd.counted = True
-            open_streams(crowd)
+            pool_open_streams(&crowd.pool)
         while more and crowd.created < crowd.watcher_count:
             with nogil:
                 more = work_a_slice(crowd, NULL)
             PyErr_CheckSignals()
         if crowd.created < crowd.watcher_count:
-            fault_say(&crowd.fault, b"not all watchers were created in time")
-        self.creating = (crowd.now - begun) / 1e9
+            fault_say(&crowd.pool.fault, b"not all watchers were created in time")
+        self.creating = (crowd.pool.now - begun) / 1e9
         return 0
 
     cdef object delivery(self, object latency, int64_t cpu, object writes):
         """What came of the run that is over."""
         cdef Crowd *crowd = &self.crowd
+        cdef Pool *pool = &crowd.pool
         cdef int64_t end = crowd.window_end or crowd.last_event
         return Delivery(
             completed=crowd.delivered, elapsed=max(end - crowd.window_start, 0) / 1e9,
-            succeeded=crowd.succeeded, failed=crowd.stream_count - crowd.streams_left,
-            wrong=crowd.wrong, unfinished=max(crowd.missing, 0),
-            problem=crowd.fault.text.decode("utf-8", "replace"), cpu=cpu / 1e9, latency=latency,
-            unimplemented=crowd.fault.unimplemented, first_event=crowd.first_event / 1e9,
+            succeeded=crowd.succeeded, failed=pool.stream_count - pool.streams_left,
+            wrong=pool.wrong, unfinished=max(crowd.missing, 0),
+            problem=pool.fault.text.decode("utf-8", "replace"), cpu=cpu / 1e9, latency=latency,
+            unimplemented=pool.fault.unimplemented, first_event=crowd.first_event / 1e9,
             last_event=crowd.last_event / 1e9, writes=writes,
         )
 
@@ -220,38 +218,22 @@ cdef bint prepare_crowd(Crowd *crowd, int64_t connections, int64_t streams,
                         int64_t each) noexcept nogil:
     """Allocate connections, streams and watchers; False when memory or descriptors are out."""
     cdef int64_t number
-    cdef int64_t stream_count = connections * streams
+    cdef int64_t count = connections * streams * each
     cdef Stream *stream
-    crowd.epoll = epoll_create1(EPOLL_CLOEXEC)
-    crowd.received = <uint8_t *>malloc(RECEIVE_BYTES)
+    if not pool_prepare(&crowd.pool, connections, streams, sizeof(Stream)):
+        return False
+    pool_answer(&crowd.pool, next_create, take_response, lose_stream)
     crowd.moments.ring = <Moment *>calloc(RING, sizeof(Moment))
-    crowd.watchers = <Watcher *>calloc(stream_count * each, sizeof(Watcher))
-    crowd.streams = <Stream *>calloc(stream_count, sizeof(Stream))
-    crowd.connections = <Connection *>calloc(connections, sizeof(Connection))
-    if crowd.epoll < 0 or not (crowd.received and crowd.moments.ring and crowd.watchers
-                               and crowd.streams and crowd.connections):
+    crowd.watchers = <Watcher *>calloc(count, sizeof(Watcher))
+    if crowd.moments.ring == NULL or crowd.watchers == NULL:
         return False
-    if not callbacks_prepare(&crowd.callbacks):
-        return False
-    crowd.connection_count = connections
-    crowd.streams_each = streams
-    crowd.stream_count = crowd.streams_left = stream_count
-    crowd.watcher_count = stream_count * each
-    crowd.moments.arrivals_each = 1 if crowd.on == OWN_KEY else crowd.watcher_count
-    for number in range(connections):
-        crowd.connections[number].streams = &crowd.streams[number * streams]
-        if not link_prepare(&crowd.connections[number].link, crowd.epoll):
-            return False
-    for number in range(stream_count):
-        stream = &crowd.streams[number]
+    crowd.watcher_count = count
+    crowd.moments.arrivals_each = 1 if crowd.on == OWN_KEY else count
+    for number in range(crowd.pool.stream_count):
+        stream = <Stream *>pool_pipe(&crowd.pool, number)
         stream.crowd = crowd
         stream.watchers = &crowd.watchers[number * each]
         stream.count = each
-        stream.pipe.link = &crowd.connections[number // streams].link
-        stream.pipe.fault = &crowd.fault
-        stream.pipe.produce = next_create
-        stream.pipe.consume = take_response
-        stream.pipe.ended = lose_stream
     return prepare_watchers(crowd)
 
 
@@ -281,50 +263,25 @@ cdef bint prepare_watchers(Crowd *crowd) noexcept nogil:
 
 cdef void free_crowd(Crowd *crowd) noexcept nogil:
     """Close and free everything."""
-    cdef int64_t number
-    if crowd.connections != NULL:
-        for number in range(crowd.connection_count):
-            link_free(&crowd.connections[number].link)
-    if crowd.streams != NULL:
-        for number in range(crowd.stream_count):
-            pipe_free(&crowd.streams[number].pipe)
-    if crowd.callbacks != NULL:
-        nghttp2_session_callbacks_del(crowd.callbacks)
-    if crowd.epoll >= 0:
-        close(crowd.epoll)
-    free(crowd.connections)
-    free(crowd.streams)
+    pool_free(&crowd.pool)
     free(crowd.watchers)
     free(crowd.versions)
     free(crowd.moments.ring)
-    free(crowd.received)
-    memset(crowd, 0, sizeof(Crowd))
-    crowd.epoll = -2
+    crowd.watchers = NULL
+    crowd.versions = NULL
+    crowd.moments.ring = NULL
 
 
 # -- the loop
-
-cdef void open_streams(Crowd *crowd) noexcept nogil:
-    """Begin every stream; its watchers are asked for as HTTP/2 has room."""
-    cdef int64_t number, place
-    cdef Connection *connection
-    for number in range(crowd.connection_count):
-        connection = &crowd.connections[number]
-        for place in range(crowd.streams_each):
-            if not pipe_open(&connection.streams[place].pipe, crowd.headers):
-                lose(crowd, connection, b"the connection takes no more streams")
-                break
-        flush(crowd, connection)
-
 
 cdef void start(Crowd *crowd, Engine *writer, int64_t patience) noexcept nogil:
     """Forget the last run and begin this one."""
     cdef epoll_event event
     cdef int64_t number
-    crowd.now = clock(CLOCK_MONOTONIC)
+    crowd.pool.now = clock(CLOCK_MONOTONIC)
     crowd.patience = patience
     crowd.give_up = 1 << 62
-    crowd.window_start = crowd.now
+    crowd.window_start = crowd.pool.now
     crowd.window_end = 0
     crowd.counted = False
     crowd.missing = crowd.delivered = crowd.succeeded = 0
@@ -334,43 +291,44 @@ cdef void start(Crowd *crowd, Engine *writer, int64_t patience) noexcept nogil:
         crowd.window_end = writer.window_end
         event.events = EPOLLIN
         event.data.ptr = NULL
-        epoll_ctl(crowd.epoll, EPOLL_CTL_ADD, writer.epoll, &event)
+        epoll_ctl(crowd.pool.epoll, EPOLL_CTL_ADD, writer.epoll, &event)
         begin(writer)
     if crowd.pace > 0:
         crowd.paced = True
-        crowd.read_due = <double>crowd.now
-        for number in range(crowd.connection_count):
-            link_pace(&crowd.connections[number].link, True)
+        crowd.read_due = <double>crowd.pool.now
+        for number in range(crowd.pool.connection_count):
+            link_pace(&crowd.pool.connections[number].link, True)
 
 
 cdef bint work_a_slice(Crowd *crowd, Engine *writer) noexcept nogil:
     """Serve the connections for a while; False when the run is over."""
     cdef epoll_event[EVENTS] events
-    cdef int64_t until = crowd.now + SLICE
+    cdef int64_t until = crowd.pool.now + SLICE
     cdef int64_t pause
     cdef int ready, number
-    while crowd.now < until:
+    while crowd.pool.now < until:
         if writer != NULL and is_over(writer):
             crowd.finishing = True
         if crowd.finishing and not crowd.counted:
             count_missing(crowd)
-        if (crowd.counted and crowd.missing <= 0) or crowd.now >= crowd.give_up:
+        if (crowd.counted and crowd.missing <= 0) or crowd.pool.now >= crowd.give_up:
             return False
-        if crowd.streams_left == 0:
+        if crowd.pool.streams_left == 0:
             return False
-        ready = epoll_wait(crowd.epoll, events, EVENTS, 0)
+        ready = epoll_wait(crowd.pool.epoll, events, EVENTS, 0)
         if ready == 0:
-            pause = until - crowd.now
+            pause = until - crowd.pool.now
             if writer != NULL:
                 pause = pause_of(writer, until)
             if crowd.paced:
-                pause = max(min(pause, <int64_t>crowd.read_due - crowd.now), 0)
-            wait_readable(crowd.epoll, pause)
-            ready = epoll_wait(crowd.epoll, events, EVENTS, 0)
-        crowd.now = clock(CLOCK_MONOTONIC)
+                pause = max(min(pause, <int64_t>crowd.read_due - crowd.pool.now), 0)
+            wait_readable(crowd.pool.epoll, pause)
+            ready = epoll_wait(crowd.pool.epoll, events, EVENTS, 0)
+        crowd.pool.now = clock(CLOCK_MONOTONIC)
         for number in range(ready):
             if events[number].data.ptr != NULL:
-                serve(crowd, <Connection *>events[number].data.ptr, events[number].events)
+                pool_serve(&crowd.pool, <Connection *>events[number].data.ptr,
+                           events[number].events)
         if crowd.paced:
             read_paced(crowd)
         if writer != NULL:
@@ -384,7 +342,7 @@ cdef void count_missing(Crowd *crowd) noexcept nogil:
     cdef Watcher *watcher
     crowd.counted = True
     unpace(crowd)
-    crowd.give_up = crowd.now + crowd.patience
+    crowd.give_up = crowd.pool.now + crowd.patience
     crowd.missing = 0
     for number in range(crowd.watcher_count):
         watcher = &crowd.watchers[number]
@@ -400,10 +358,10 @@ cdef void count_missing(Crowd *crowd) noexcept nogil:
 
 cdef void read_paced(Crowd *crowd) noexcept nogil:
     """Read one piece from each connection that is due."""
-    cdef double interval = SLOW_BYTES * 1e9 / crowd.pace / crowd.connection_count
-    while crowd.read_due <= <double>crowd.now:
-        serve_piece(crowd, &crowd.connections[crowd.read_next], SLOW_BYTES)
-        crowd.read_next = (crowd.read_next + 1) % crowd.connection_count
+    cdef double interval = SLOW_BYTES * 1e9 / crowd.pace / crowd.pool.connection_count
+    while crowd.read_due <= <double>crowd.pool.now:
+        pool_receive(&crowd.pool, &crowd.pool.connections[crowd.read_next], SLOW_BYTES)
+        crowd.read_next = (crowd.read_next + 1) % crowd.pool.connection_count
         crowd.read_due += interval
 
 
@@ -412,51 +370,13 @@ cdef void unpace(Crowd *crowd) noexcept nogil:
     cdef int64_t number
     if crowd.paced:
         crowd.paced = False
-        for number in range(crowd.connection_count):
-            link_pace(&crowd.connections[number].link, False)
-
-
-cdef inline void serve(Crowd *crowd, Connection *connection, uint32_t events) noexcept nogil:
-    """Read what came and send what follows from it."""
-    if events & ~EPOLLOUT:
-        serve_piece(crowd, connection, RECEIVE_BYTES)
-    else:
-        flush(crowd, connection)
-
-
-cdef void serve_piece(Crowd *crowd, Connection *connection, size_t size) noexcept nogil:
-    cdef const char *problem = link_receive(&connection.link, crowd.received, size, &crowd.now)
-    if problem == NULL:
-        flush(crowd, connection)
-    else:
-        lose(crowd, connection, problem)
-
-
-cdef void flush(Crowd *crowd, Connection *connection) noexcept nogil:
-    """Send what HTTP/2 has to say, as far as the socket takes it."""
-    cdef const char *problem = link_flush(&connection.link)
-    if problem != NULL:
-        lose(crowd, connection, problem)
-
-
-cdef void lose(Crowd *crowd, Connection *connection, const char *why) noexcept nogil:
-    """Give a connection up, and its streams."""
-    cdef int64_t place
-    if connection.link.lost:
-        return
-    link_lose(&connection.link)
-    fault_say(&crowd.fault, why)
-    for place in range(crowd.streams_each):
-        lose_stream(&connection.streams[place].pipe)
+        for number in range(crowd.pool.connection_count):
+            link_pace(&crowd.pool.connections[number].link, False)
 
 
 cdef void lose_stream(Pipe *pipe) noexcept nogil:
     """The stream is over, which no watcher asked for."""
-    cdef Stream *stream = <Stream *>pipe
-    if pipe.stream >= 0:
-        pipe.stream = -1
-        stream.crowd.streams_left -= 1
-        fault_say(pipe.fault, b"the server ended a watch stream")
+    pool_lose_stream(&(<Stream *>pipe).crowd.pool, pipe, b"the server ended a watch stream")
 
 
 # -- messages
@@ -507,11 +427,11 @@ cdef void take_response(Pipe *pipe, const uint8_t *message, size_t size) noexcep
     while at < end:
         at = read_field(at, end, &field)
         if at == NULL:
-            accuse(crowd, b"a watch response is malformed")
+            pool_accuse(&crowd.pool, b"a watch response is malformed")
             return
         if field.number == 11 and field.wire == 2:
             if watch_id >= <uint64_t>stream.created:
-                accuse(crowd, b"an event came for a watcher that was not created")
+                pool_accuse(&crowd.pool, b"an event came for a watcher that was not created")
                 return
             take_event(crowd, &stream.watchers[watch_id], revision, &field)
         elif field.number == 1:
@@ -523,12 +443,12 @@ cdef void take_response(Pipe *pipe, const uint8_t *message, size_t size) noexcep
         elif field.number == 4:
             canceled = field.value != 0
         elif field.number == 6 and field.wire == 2:
-            fault_quote(&crowd.fault, field.data, field.value)
+            fault_quote(&crowd.pool.fault, field.data, field.value)
     if canceled:
-        accuse(crowd, b"a watcher was cancelled")
+        pool_accuse(&crowd.pool, b"a watcher was cancelled")
     elif created:
         if watch_id != <uint64_t>stream.created or stream.created == stream.requested:
-            accuse(crowd, b"watchers of a stream are not numbered from 0")
+            pool_accuse(&crowd.pool, b"watchers of a stream are not numbered from 0")
             return
         stream.created += 1
         crowd.created += 1
@@ -543,7 +463,7 @@ cdef inline void take_event(Crowd *crowd, Watcher *watcher, int64_t revision,
     cdef int64_t key = watcher.key
     cdef uint32_t *version = watcher.version
     if not read_event(message, &event):
-        accuse(crowd, b"an event is malformed")
+        pool_accuse(&crowd.pool, b"an event is malformed")
         return
     if crowd.on == PREFIX:
         key = key_number(crowd.keys, event.key, event.key_size)
@@ -551,30 +471,31 @@ cdef inline void take_event(Crowd *crowd, Watcher *watcher, int64_t revision,
     elif not is_key(crowd.keys, key, event.key, event.key_size):
         key = -1
     if key < 0:
-        accuse(crowd, b"an event of a key that is not watched")
+        pool_accuse(&crowd.pool, b"an event of a key that is not watched")
         return
     if event.mod_revision > revision:
-        accuse(crowd, b"an event's revision is above the header's")
+        pool_accuse(&crowd.pool, b"an event's revision is above the header's")
         return
     if event.is_delete != crowd.deletes:
-        accuse(crowd, b"an event is of the wrong type")
+        pool_accuse(&crowd.pool, b"an event is of the wrong type")
         return
     if event.is_delete:
         problem = check_delete(watcher, version, &event)
     else:
         problem = check_put(crowd, watcher, key, version, &event)
     if problem != NULL:
-        accuse(crowd, problem)
+        pool_accuse(&crowd.pool, problem)
         return
     watcher.revision = event.mod_revision
     crowd.succeeded += 1
     crowd.missing -= 1
     if crowd.missing < 0 and crowd.counted:
-        accuse(crowd, b"more events than writes")
-    crowd.last_event = crowd.now
+        pool_accuse(&crowd.pool, b"more events than writes")
+    crowd.last_event = crowd.pool.now
     if crowd.first_event == 0:
-        crowd.first_event = crowd.now
-    if crowd.now >= crowd.window_start and (not crowd.window_end or crowd.now < crowd.window_end):
+        crowd.first_event = crowd.pool.now
+    if crowd.pool.now >= crowd.window_start and (
+            not crowd.window_end or crowd.pool.now < crowd.window_end):
         crowd.delivered += 1
 
 
@@ -615,7 +536,7 @@ cdef const char *check_put(Crowd *crowd, const Watcher *watcher, int64_t key, ui
         return NULL
     if moment.due >= crowd.window_start and (not crowd.window_end
                                              or moment.due < crowd.window_end):
-        tally_record(crowd.tally, crowd.now - moment.due)
+        tally_record(crowd.tally, crowd.pool.now - moment.due)
     return NULL
 
 
@@ -668,9 +589,3 @@ cdef int64_t key_number(const Keys *keys, const uint8_t *key, size_t size) noexc
     for place in range(size - DIGITS, size):
         number = number * 10 + key[place] - 48
     return number if 0 <= number < keys.count and is_key(keys, number, key, size) else -1
-
-
-cdef void accuse(Crowd *crowd, const char *problem) noexcept nogil:
-    """Something came that etcd would not send."""
-    crowd.wrong += 1
-    fault_say(&crowd.fault, problem)

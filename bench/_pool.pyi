@@ -1,0 +1,1 @@
+"""Nothing of a pool is seen from Python."""
