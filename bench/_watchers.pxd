@@ -63,6 +63,7 @@ cdef struct Crowd:
     int64_t window_start
     int64_t window_end          # ns; 0 is never
     # -- the state of one run
+    bint running                # all watchers are created and a run has begun
     bint finishing              # no more will be written
     bint counted                # `missing` is known
     int64_t missing             # events that have to come yet

@@ -183,10 +183,7 @@ cdef class Watchers:
         cdef bint more = True
         cdef int64_t begun = clock(CLOCK_MONOTONIC)
         with nogil:
-            crowd.pool.now = begun
-            crowd.give_up = crowd.pool.now + <int64_t>(patience * 1e9)
-            crowd.missing = crowd.watcher_count
-            crowd.counted = True
+            crowd.give_up = begun + <int64_t>(patience * 1e9)
             pool_open_streams(&crowd.pool)
         while more and crowd.created < crowd.watcher_count:
             with nogil:
@@ -279,6 +276,7 @@ cdef void start(Crowd *crowd, Engine *writer, int64_t patience) noexcept nogil:
     cdef epoll_event event
     cdef int64_t number
     crowd.pool.now = clock(CLOCK_MONOTONIC)
+    crowd.running = True
     crowd.patience = patience
     crowd.give_up = 1 << 62
     crowd.window_start = crowd.pool.now
@@ -301,7 +299,7 @@ cdef void start(Crowd *crowd, Engine *writer, int64_t patience) noexcept nogil:
 
 
 cdef bint work_a_slice(Crowd *crowd, Engine *writer) noexcept nogil:
-    """Serve the connections for a while; False when the run is over."""
+    """Serve the connections for a while; False when the run is over, or all are created."""
     cdef epoll_event[EVENTS] events
     cdef int64_t until = crowd.pool.now + SLICE
     cdef int64_t pause
@@ -312,6 +310,8 @@ cdef bint work_a_slice(Crowd *crowd, Engine *writer) noexcept nogil:
         if crowd.finishing and not crowd.counted:
             count_missing(crowd)
         if (crowd.counted and crowd.missing <= 0) or crowd.pool.now >= crowd.give_up:
+            return False
+        if not crowd.running and crowd.created == crowd.watcher_count:
             return False
         if crowd.pool.streams_left == 0:
             return False
@@ -452,7 +452,6 @@ cdef void take_response(Pipe *pipe, const uint8_t *message, size_t size) noexcep
             return
         stream.created += 1
         crowd.created += 1
-        crowd.missing -= 1
 
 
 cdef inline void take_event(Crowd *crowd, Watcher *watcher, int64_t revision,

@@ -1,7 +1,8 @@
 """FakeKV with Watch and Lease, which can lie about these too, for tests of what reads its events.
 
-Rules: events leave with the put that makes them, before anything else happens; one lock makes every
-request and its events one turn; streams are cut into pieces that respect no message's border.
+Rules: events leave with the put that makes them, before anything else happens, and those of the
+past with the answer that a watcher is created; one lock makes every request and its events one
+turn; streams are cut into pieces that respect no message's border.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class FakeWatch(FakeKV):
         assert lie in ("", *WATCH_LIES, *LEASE_LIES)
         self._turn = threading.RLock()
         self._watches: list[dict[str, Any]] = []
+        self._past: list[dict[str, Any]] = []
         self._held: list[dict[str, Any]] = []
         self._ttls: dict[int, int] = {}
         self.events = 0
@@ -131,9 +133,13 @@ class FakeWatch(FakeKV):
         watch_id = len(mates) + 3 * (self.watch_lie == "watch id")
         end = asked.get("range_end") or asked["key"] + b"\0"
         watch = {"on": (connection, stream), "client": client, "id": watch_id}
-        self._watches.append(watch | {"key": asked["key"], "end": end})
+        watch |= {"key": asked["key"], "end": end}
+        self._watches.append(watch)
         created = {"header": self._header(), "watch_id": watch_id, "created": True}
         self._say(connection, stream, encode("WatchResponse", created))
+        for event in self._past if asked.get("start_revision") else ():
+            if event["kv"]["mod_revision"] >= asked["start_revision"]:
+                self._send(watch, event)
 
     def _write(self, key: bytes, value: bytes) -> None:
         super()._write(key, value)
@@ -149,6 +155,7 @@ class FakeWatch(FakeKV):
 
     def _publish(self, event: dict[str, Any]) -> None:
         self.events += 1
+        self._past.append(event)
         lie = self.watch_lie
         if lie == "silence" or (lie == "missing" and self.events % 2 == 0):
             return

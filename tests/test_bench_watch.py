@@ -43,6 +43,18 @@ def test_every_watcher_gets_every_event(on: On, fan: int) -> None:
                 assert delivery.first_event <= delivery.last_event
 
 
+def test_events_of_the_past_may_come_with_the_watchers_creation() -> None:
+    """They were once taken for more events than there had been writes."""
+    with FakeWatch() as server:
+        keyspace = Keyspace(PREFIX, 3, 100)
+        with Load(server.port, "put", keyspace) as writer:
+            assert writer.run(requests=9).good
+        with Watchers(server.port, keyspace, on="prefix", start_revision=1) as watcher:
+            assert watcher.created.good, watcher.created.problem
+            watcher.finish()
+            assert watcher.run(patience=10).good
+
+
 def test_an_open_loop_writes_at_its_pace_beside_its_watchers() -> None:
     with FakeWatch() as server:
         keyspace = Keyspace(PREFIX, 1, 100)
