@@ -117,6 +117,8 @@ WORKER_REPLY_BYTES_MAX = 512 * 1024 * 1024
 REQUEST_SECONDS_DEFAULT = 7.0
 # One recv; a worker has one such buffer for all its sockets.
 RECEIVE_BYTES = 256 * 1024
+# What a worker keeps of freed memory: what one round sends to all its clients, and more.
+WORKER_FREE_BYTES = 32 * 1024 * 1024
 # A turn gives the process back to Python at the latest after this, however busy it is.
 TURN_SECONDS_MAX = 0.05
 # After "too many open files", how long a worker leaves new connections to the others.

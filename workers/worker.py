@@ -32,12 +32,13 @@ from quorate.core.limits import (
     LINGER_SECONDS,
     REQUEST_SECONDS_DEFAULT,
     WATCH_PROGRESS_SECONDS_MIN,
+    WORKER_FREE_BYTES,
 )
 from quorate.core.logs import Logger
 from quorate.frontends.counters import METHOD_FIELDS, Counters, pack
 from quorate.workers import calls
 from quorate.workers._pump import Pump as CythonPump
-from quorate.workers._system import die_with_parent, release_memory
+from quorate.workers._system import die_with_parent, keep_memory, release_memory
 from quorate.workers.calls import Calls, Core
 from quorate.workers.cluster import Cluster
 from quorate.workers.health import Health
@@ -317,6 +318,7 @@ def worker_main(inheritance: Inheritance, block: memoryview) -> int:
     """
     if not die_with_parent(inheritance.core_pid):
         return 0
+    keep_memory(WORKER_FREE_BYTES)
 
     async def main() -> None:
         pump = make_pump(inheritance)
