@@ -1,11 +1,11 @@
-"""The README's table of measured ratios: `python -m bench.readme [results.json]`.
+"""The README's table of measured ratios: `python -m bench.readme [results.json ...]`.
 
 Rules:
 1. The table stands between two comments of README.md; nothing else there is touched.
 2. The first comment names the results that the table was made from, so that a test can make it
-   again and compare. Without an argument these are the newest of `bench/results` that are whole:
-   full size, three rounds, quorate beside an etcd, a figure for every line.
-3. A line that these results have no figure for is left out.
+   again and compare. Without arguments these are the newest of `bench/results` that have a line's
+   row at full size, in three rounds, of quorate beside an etcd; all of one machine and one etcd.
+3. A line is of the first of these results that have its row. One that none has is left out.
 4. Figures are medians; a ratio is quorate's figure divided by the etcd's.
 """
 
@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 ROUNDS_MIN = 3
 
-REGION = re.compile(r"<!-- measured: (\S+) -->\n(.*?)<!-- end of measured -->\n", re.S)
+REGION = re.compile(r"<!-- measured: ([^>]+) -->\n(.*?)<!-- end of measured -->\n", re.S)
 NOTHING = "none"
 NOT_YET = "No full run of the benchmark is kept here yet; the command below makes one.\n"
 
@@ -60,67 +60,80 @@ LINES = (
 )
 
 
-def is_whole(document: Any) -> bool:
-    """Whether these results may stand for the product; see rule 2."""
-    if document["settings"]["scale"] != 1.0:
-        return False
-    targets = document["targets"]
-    names = [each["name"] for each in targets]
-    own = [each["name"] for each in targets if each["is_quorate"]]
-    rounds = document["rounds"]
+Document = Mapping[str, Any]
+
+
+def names(document: Document) -> list[str]:
+    """The servers, quorate first."""
+    targets = sorted(document["targets"], key=lambda each: not each["is_quorate"])
+    return [each["name"] for each in targets]
+
+
+def place(document: Document) -> str:
+    """What was compared and where: figures of two places do not belong into one table."""
+    machine = document["machine"]
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['file system']}"
+    return f"{' and '.join(names(document))} on {where}"
+
+
+def has(document: Document, row: str) -> bool:
+    """Whether these results may stand for the product in this row; see rule 2."""
+    own = [each["is_quorate"] for each in document["targets"]]
     return (
-        bool(own)
-        and len(names) > len(own)
+        document["settings"]["scale"] == 1.0
+        and len(own) > sum(own) == 1
         and all(
-            len(rounds.get(name, {}).get(row, ())) >= ROUNDS_MIN
-            for name in names
-            for _, row, _ in LINES
+            len(document["rounds"].get(name, {}).get(row, ())) >= ROUNDS_MIN
+            for name in names(document)
         )
     )
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest whole results; their names are their times."""
+def newest(folder: Path) -> list[Path]:
+    """The newest results that have all that any have; their names are their times."""
+    missing = {row for _, row, _ in LINES}
+    chosen: list[Path] = []
+    where = ""
     for path in sorted(folder.glob("*.json"), reverse=True):
-        if is_whole(json.loads(path.read_text())):
-            return path
-    return None
+        document = json.loads(path.read_text())
+        found = {row for row in missing if has(document, row)}
+        if found and where in ("", place(document)):
+            where = place(document)
+            missing -= found
+            chosen.append(path)
+    return chosen
 
 
-def table(document: Any) -> str:
+def table(documents: Sequence[Document]) -> str:
     """The table, in Markdown, with the machine it was measured on."""
-    targets = document["targets"]
-    own = next(each["name"] for each in targets if each["is_quorate"])
-    others = [each["name"] for each in targets if not each["is_quorate"]]
-    medians = document["medians"]
+    own, *others = names(documents[0])
     head = ["", own, *others, *(f"÷ {name}" for name in others)]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for title, row, metric in LINES:
-        values = [medians.get(name, {}).get(row, {}).get(metric) for name in (own, *others)]
-        if all(value is None for value in values):
+        found = next((document for document in documents if has(document, row)), None)
+        if found is None:
             continue
-        cells = ["-" if value is None else show(value, metric) for value in values]
+        values = [found["medians"][name][row][metric] for name in (own, *others)]
+        cells = [show(value, metric) for value in values]
         cells += [ratio(values[0], value) for value in values[1:]]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    machine = document["machine"]
-    where = f"{machine['processor']}, {machine['cores']} cores, {machine['file system']}"
-    rounds = len(next(iter(document["rounds"][own].values())))
-    lines += ["", f"Medians of {rounds} rounds on {where}, load generator included, fsync on."]
+    where = place(documents[0]).partition(" on ")[2]
+    lines += ["", f"Medians on {where}, load generator included, fsync on."]
     return "\n".join(lines) + "\n"
 
 
-def region(path: Path | None) -> str:
+def region(paths: Sequence[Path]) -> str:
     """What stands in the README for these results, comments included."""
-    name = path.name if path else NOTHING
-    body = table(json.loads(path.read_text())) if path else NOT_YET
-    return f"<!-- measured: {name} -->\n{body}<!-- end of measured -->\n"
+    named = " ".join(path.name for path in paths) or NOTHING
+    body = table([json.loads(path.read_text()) for path in paths]) if paths else NOT_YET
+    return f"<!-- measured: {named} -->\n{body}<!-- end of measured -->\n"
 
 
-def fill(text: str, path: Path | None) -> str:
+def fill(text: str, paths: Sequence[Path]) -> str:
     """The README's text with these results in it. Raises ValueError when it has no place."""
     if len(REGION.findall(text)) != 1:
         raise ValueError("README.md must have one `measured` region")
-    return REGION.sub(lambda _: region(path), text)
+    return REGION.sub(lambda _: region(paths), text)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -130,19 +143,20 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "results",
-        nargs="?",
+        nargs="*",
         type=Path,
         metavar="RESULTS.json",
-        help="of bench/results; default: the newest that are whole",
+        help="of bench/results; default: the newest",
     )
-    path = parser.parse_args(arguments).results or newest(RESULTS)
-    if path is None:
-        sys.stderr.write(f"{RESULTS} has no whole results: run `python -m bench` first\n")
+    paths = parser.parse_args(arguments).results or newest(RESULTS)
+    if not paths:
+        sys.stderr.write(f"{RESULTS} has no full results: run `python -m bench` first\n")
         return 1
-    if path.resolve().parent != RESULTS.resolve():
-        sys.stderr.write(f"{path} is not in {RESULTS}: the README may only name what is there\n")
-        return 1
-    README.write_text(fill(README.read_text(), path))
+    for path in paths:
+        if path.resolve().parent != RESULTS.resolve():
+            sys.stderr.write(f"{path} is not in {RESULTS}, and the README may only name those\n")
+            return 1
+    README.write_text(fill(README.read_text(), paths))
     return 0
 
 

@@ -266,17 +266,18 @@ def test_the_readme_shows_what_was_measured() -> None:
     text = readme.README.read_text(encoding="utf-8")
     found = readme.REGION.search(text)
     assert found
-    path = None if found[1] == readme.NOTHING else readme.RESULTS / found[1]
-    assert path is None or path.exists(), "the results that the README names must be there"
-    assert readme.fill(text, path) == text, "run `python -m bench.readme`"
+    named = [] if found[1] == readme.NOTHING else found[1].split()
+    paths = [readme.RESULTS / name for name in named]
+    assert all(path.exists() for path in paths), "the results that the README names must be there"
+    assert readme.fill(text, paths) == text, "run `python -m bench.readme`"
 
 
 def whole_results() -> dict[str, object]:
     """What a full run would write, with round figures."""
-    figures = {
-        target: {row: {metric: value} for _, row, metric in readme.LINES}
-        for target, value in (("quorate", 30.0), ("etcd 3.4.23", 10.0))
-    }
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for target, value in (("quorate", 30.0), ("etcd 3.4.23", 10.0)):
+        for _, row, metric in readme.LINES:
+            figures.setdefault(target, {}).setdefault(row, {})[metric] = value
     return {
         "machine": {"processor": "a processor", "cores": "2", "file system": "ext4"},
         "settings": {"scale": 1.0},
@@ -292,26 +293,44 @@ def whole_results() -> dict[str, object]:
     }
 
 
-def test_the_table_is_made_of_the_newest_whole_results(tmp_path: Path) -> None:
+def test_the_table_is_made_of_the_newest_results_of_each_row(tmp_path: Path) -> None:
     whole = whole_results()
-    (tmp_path / "20300101-000000.json").write_text(json.dumps(whole))
-    quick = {**whole, "settings": {"scale": 0.05}}
-    (tmp_path / "20300102-000000.json").write_text(json.dumps(quick))
-    alone = {**whole, "targets": [{"name": "quorate", "is_quorate": True}]}
-    (tmp_path / "20300103-000000.json").write_text(json.dumps(alone))
-    path = readme.newest(tmp_path)
-    assert path is not None
-    assert path.name == "20300101-000000.json"
+    rounds, medians = whole["rounds"], whole["medians"]
+    assert isinstance(rounds, dict)
+    assert isinstance(medians, dict)
+    row = "put 10x10, one key"
+    part = {
+        **whole,
+        "rounds": {name: {row: rows[row]} for name, rows in rounds.items()},
+        "medians": {name: {row: {"per_second": 7.0}} for name in medians},
+    }
+    once = {name: {row: rows[row][:1]} for name, rows in rounds.items()}
+    unused = [
+        {**part, "settings": {"scale": 0.05}},
+        {**part, "targets": [{"name": "quorate", "is_quorate": True}]},
+        {**part, "rounds": once},
+        {**part, "machine": {"processor": "another", "cores": "2", "file system": "ext4"}},
+        whole,
+    ]
+    for number, document in enumerate([part, whole, *unused], 1):
+        if document is not unused[3]:
+            name = f"203001{32 - number:02}-000000.json"
+            (tmp_path / name).write_text(json.dumps(document))
+    (tmp_path / "20291231-000000.json").write_text(json.dumps(unused[3]))
+    paths = readme.newest(tmp_path)
+    assert [path.name for path in paths] == ["20300131-000000.json", "20300130-000000.json"]
     text = readme.fill(
-        "before\n<!-- measured: none -->\nold\n<!-- end of measured -->\nafter", path
+        "before\n<!-- measured: none -->\nold\n<!-- end of measured -->\nafter", paths
     )
-    assert text.startswith("before\n<!-- measured: 20300101-000000.json -->\n|  | quorate |")
-    assert "| put, 10x10 | 30 /s | 10 /s | 3.00 |\n" in text
-    assert "Medians of 3 rounds on a processor, 2 cores, ext4" in text
+    head = "<!-- measured: 20300131-000000.json 20300130-000000.json -->\n|  | quorate |"
+    assert text.startswith("before\n" + head)
+    assert "| put, 10x10 | 7 /s | 7 /s | 1.00 |\n" in text
+    assert "| put, 100x10 | 30 /s | 10 /s | 3.00 |\n" in text
+    assert "Medians on a processor, 2 cores, ext4" in text
     assert text.endswith("<!-- end of measured -->\nafter")
-    assert readme.fill(text, path) == text
+    assert readme.fill(text, paths) == text
     with pytest.raises(ValueError, match="one `measured` region"):
-        readme.fill("no region", path)
+        readme.fill("no region", paths)
 
 
 def test_the_table_has_rows_that_the_benchmark_makes() -> None:
