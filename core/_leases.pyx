@@ -15,7 +15,7 @@ from quorate.core import limits
 from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve
 from quorate.core._lessor cimport KeyRow, Lease, LeaseRow, Lessor
 from quorate.core._mvcc cimport Store
-from quorate.core._port cimport LongReply, Port
+from quorate.core._port cimport LongReply, Port, send_slice
 from quorate.core._protobuf cimport varint_size, write_varint
 from quorate.core._record cimport REPLY_END, REPLY_FIRST, REPLY_LAST, REPLY_SLICE_MAX
 from quorate.core._reply cimport (
@@ -163,29 +163,16 @@ cdef class LeaseKeys(LeaseReply):
         buffer_free(&self.message)
 
     cdef bint step(self, Port port) except -1:
-        cdef uint16_t flags = 0
-        cdef size_t size
+        cdef size_t size = 0
         cdef const Lease *lease
         if self.message.size == 0:
             lease = self.store.lessor.find(self.lease_id)
-            size = 0
             if lease != NULL:
                 size = self.store.lessor.keys_size(lease)
             if not self._take_budget(size + HEADER_MAX):
                 return False
             append_time_to_live(&self.message, &self.header, self.store, self.lease_id, True)
-            flags = REPLY_FIRST
-        size = min(self.message.size - self.sent, <size_t>REPLY_SLICE_MAX, self.credit)
-        if size == 0:
-            self.waits = True
-            return False
-        if self.sent + size == self.message.size:
-            flags |= REPLY_LAST | REPLY_END
-        port.reply(
-            self.request_id, flags, 0, self.message.size, self.message.data + self.sent, size)
-        self.sent += size
-        self.credit -= size
-        return self.sent == self.message.size
+        return send_slice(self, port, &self.message, &self.sent)
 
 
 cdef class LeaseList(LeaseReply):

@@ -49,3 +49,7 @@ cdef class Port:
     cdef void cancel(self, uint64_t request_id)
     cdef bint blocked(self) noexcept
     cdef int _push_backlog(self) noexcept
+
+
+cdef bint send_slice(
+    LongReply reply, Port port, const Buffer *message, size_t *sent) except -1

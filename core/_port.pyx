@@ -42,6 +42,22 @@ cdef class LongReply:
         """The reply is complete or its asker is gone: let go of what it held."""
 
 
+cdef bint send_slice(
+        LongReply reply, Port port, const Buffer *message, size_t *sent) except -1:
+    """Send the next slice of a reply of one message; True when that was the last."""
+    cdef size_t size = min(message.size - sent[0], <size_t>REPLY_SLICE_MAX, reply.credit)
+    cdef uint16_t flags = REPLY_FIRST if sent[0] == 0 else 0
+    if size == 0:
+        reply.waits = True
+        return False
+    if sent[0] + size == message.size:
+        flags |= REPLY_LAST | REPLY_END
+    port.reply(reply.request_id, flags, 0, message.size, message.data + sent[0], size)
+    sent[0] += size
+    reply.credit -= size
+    return sent[0] == message.size
+
+
 cdef class Blob(LongReply):
     """A finished message that is longer than one record."""
 
@@ -49,18 +65,7 @@ cdef class Blob(LongReply):
         buffer_free(&self.message)
 
     cdef bint step(self, Port port) except -1:
-        cdef size_t size = min(self.message.size - self.sent, <size_t>REPLY_SLICE_MAX, self.credit)
-        cdef uint16_t flags = REPLY_FIRST if self.sent == 0 else 0
-        if size == 0:
-            self.waits = True
-            return False
-        if self.sent + size == self.message.size:
-            flags |= REPLY_LAST | REPLY_END
-        port.reply(
-            self.request_id, flags, 0, self.message.size, self.message.data + self.sent, size)
-        self.sent += size
-        self.credit -= size
-        return self.sent == self.message.size
+        return send_slice(self, port, &self.message, &self.sent)
 
 
 cdef class Port:

@@ -46,7 +46,7 @@ class FakeKV:
         self.revision = 1
         self.pairs: dict[bytes, dict[str, Any]] = {}
         self.old: dict[bytes, bytes] = {}
-        self._lock = threading.Lock()
+        self._turn = threading.RLock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._clients: list[socket.socket] = []
@@ -89,9 +89,10 @@ class FakeKV:
         try:
             client.sendall(connection.data_to_send())
             while data := client.recv(65536):
-                for event in connection.receive_data(data):
-                    self._handle(connection, event, requests, client)
-                client.sendall(connection.data_to_send())
+                with self._turn:
+                    for event in connection.receive_data(data):
+                        self._handle(connection, event, requests, client)
+                    client.sendall(connection.data_to_send())
         except OSError:
             return
 
@@ -121,8 +122,7 @@ class FakeKV:
     ) -> None:
         head = [(":status", "200"), ("content-type", "application/grpc")]
         connection.send_headers(stream, head)
-        with self._lock:
-            reply = getattr(self, "_" + path.rpartition("/")[2].lower())(message)
+        reply = getattr(self, "_" + path.rpartition("/")[2].lower())(message)
         if self.lie == "malformed":
             reply = b"\x0a\x7f" + reply[2:]
         framed = b"\x00" + len(reply).to_bytes(4, "big") + reply

@@ -8,7 +8,6 @@ turn; streams are cut into pieces that respect no message's border.
 from __future__ import annotations
 
 import socket
-import threading
 from typing import Any
 
 import h2.config
@@ -49,7 +48,6 @@ class FakeWatch(FakeKV):
 
     def __init__(self, lie: str = "") -> None:
         assert lie in ("", *WATCH_LIES, *LEASE_LIES)
-        self._turn = threading.RLock()
         self._watches: list[dict[str, Any]] = []
         self._past: list[dict[str, Any]] = []
         self._held: list[dict[str, Any]] = []
@@ -66,21 +64,6 @@ class FakeWatch(FakeKV):
                 for key in list(self.pairs):
                     pair = {"key": key, "mod_revision": self.revision}
                     self._publish({"type": 1, "kv": pair})
-
-    def _serve(self, client: socket.socket) -> None:
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-        requests: dict[int, tuple[str, bytearray]] = {}
-        try:
-            with self._turn:
-                connection.initiate_connection()
-                client.sendall(connection.data_to_send())
-            while data := client.recv(65536):
-                with self._turn:
-                    for event in connection.receive_data(data):
-                        self._handle(connection, event, requests, client)
-                    client.sendall(connection.data_to_send())
-        except OSError:
-            return
 
     def _handle(
         self,
