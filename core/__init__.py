@@ -34,6 +34,7 @@ Consensus and disk
     _disk *             the contract of a disk, and the real one
     _wal *, _segments *         the log, and its segments made ahead
     _walframe, _walread, _waltail   its records, reading it back, judging its end
+    _bolt, _boltpage    files of etcd's kind: pages, buckets, cursors, the check of it all
 
 State
     apply               everything that entries made: store, members, alarms
@@ -44,6 +45,8 @@ State
     _lessor, _leases    leases, their keys, and when they run out; what is answered of them
     _selection, _listing        what a Range selects, and how a long answer leaves in slices
     _storeview          the store for Python: tests and tools
+    backend, _restore   etcd's backend file becomes the state
+    snapfile            etcd's snapshot files, for the members that they name
 
 The process *
     config, flags, configfile   what the user asked for

@@ -93,6 +93,15 @@ cdef class Applier:
         """Remove about `budget` compacted versions; True while there is more to do at once."""
         return self.store.compact_step(budget)
 
+    def resume(self, uint64_t index, uint64_t restored):
+        """The next entry to come is behind `index`; the store has what those up to `restored` did.
+
+        The others hear of these entries, too: what they made of them is not in the store.
+        """
+        assert self.applied == 0 and index <= restored, (self.applied, index, restored)
+        self.applied = index
+        self.restored = restored
+
     def apply(self, Run run):
         """Apply a committed run, whole, and answer those who wait for its entries."""
         cdef size_t at = 0
@@ -127,6 +136,8 @@ cdef class Applier:
             method = _method_of(data, size, &request)
         if method == METHOD_NONE:
             self.others(entry_type, index, data[:size])
+            return 0
+        if index <= self.restored:
             return 0
         return self._answer(waiter, self.write(method, request.data, request.size))
 

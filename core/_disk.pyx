@@ -12,6 +12,7 @@ Rules:
 5. Directories have mode 0700 and files 0600, as in etcd. All files are opened to read and write.
 """
 
+import mmap
 import os
 
 from libc.errno cimport EINTR, EIO, EOPNOTSUPP, errno
@@ -141,6 +142,10 @@ cdef class Disk:
             return b""
         got = checked(self.file_read(handle, &view[0], size, offset), "read", path)
         return bytes(data[:got])
+
+    def map(self, handle, path=""):
+        """All bytes of the file, to be read; a real one's are mapped."""
+        return self.read(handle, self.size(handle, path), 0, path)
 
     def write(self, handle, const uint8_t[::1] data, offset, path=""):
         """Write all of `data` at `offset`."""
@@ -284,6 +289,13 @@ cdef class OsDisk(Disk):
             return None
         except OSError as error:
             raise DiskError("list", path, error.errno) from None
+
+    def map(self, handle, path=""):
+        """All bytes of the file, to be read; it must not shrink while they are used."""
+        try:
+            return mmap.mmap(handle, 0, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise DiskError("map", path, error.errno) from None
 
     def make_directory(self, path):
         """Make one directory (mode 0700)."""

@@ -45,6 +45,7 @@ cdef class Wal:
     cdef readonly uint64_t cluster_id
     cdef readonly uint64_t last_index   # of the last entry appended
     cdef readonly uint64_t last_term
+    cdef readonly uint64_t start_term   # of the entry up to which `recover` skipped
     cdef readonly uint64_t term         # of the last HardState appended
     cdef readonly uint64_t vote
     cdef readonly uint64_t commit

@@ -22,6 +22,7 @@ class Wal:
     cluster_id: int
     last_index: int
     last_term: int
+    start_term: int
     term: int
     vote: int
     commit: int

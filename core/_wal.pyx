@@ -162,7 +162,8 @@ cdef class Wal:
              segment_bytes=SEGMENT_BYTES, no_fsync=False, ahead=True):
         """The log in `directory`, locked, to be read by `recover` before anything is appended.
 
-        Skips entries up to `snapshot_index`. Raises WalLockedError, WalCorruptError, DiskError.
+        Skips entries up to `snapshot_index`; without a term, the log tells it. Raises
+        WalLockedError, WalCorruptError, DiskError.
         """
         cdef Wal wal = Wal(disk, directory, segment_bytes, no_fsync, ahead)
         wal.reader = WalReader(disk, directory, snapshot_index, snapshot_term)
@@ -183,6 +184,7 @@ cdef class Wal:
             self.term, self.vote, self.commit = reader.term, reader.vote, reader.commit
             yield run
         self.term, self.vote, self.commit = reader.term, reader.vote, reader.commit
+        self.start_term = reader.start_term
         self.last_index = reader.last_index
         self.last_term = reader.last_term
         self.metadata = reader.metadata

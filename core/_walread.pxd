@@ -39,7 +39,8 @@ cdef class WalReader:
     cdef int64_t handle                 # of the segment being read
     cdef int64_t tail_handle            # of the last segment; locked
     cdef uint64_t start_index           # entries up to here are in the snapshot
-    cdef uint64_t start_term
+    cdef readonly uint64_t start_term
+    cdef bint finds_term                # the log tells it
     cdef uint64_t records               # read from this segment
     cdef bint last_is_empty_v2          # the last entry is a ConfChangeV2 without data
     cdef Buffer window                  # bytes of the segment from `window_offset` on
@@ -58,6 +59,7 @@ cdef class WalReader:
     cdef Scan take_record(self, Record *record) except SCAN_RAISED nogil
     cdef Scan take_entry(self, Record *record) except SCAN_RAISED nogil
     cdef Scan place_entry(self, EntryFields *entry) except SCAN_RAISED nogil
+    cdef void set_start_term(self, uint64_t term) noexcept nogil
     cdef Scan take_state(self, Record *record) noexcept nogil
     cdef Scan refuse(self, const char *reason) noexcept nogil
     cdef const uint8_t *view(self, uint64_t size) except? NULL nogil

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from re import Pattern
 
 from quorate.core._disk import Disk
 from quorate.core._run import Run
@@ -12,6 +13,8 @@ class WalCorruptError(Fatal):
 
 class WalLockedError(Fatal):
     def __init__(self, path: str) -> None: ...
+
+SEGMENT_NAME: Pattern[str]
 
 def segment_names(disk: Disk, directory: str, start_index: int = 0) -> list[str]: ...
 def lock_segment(disk: Disk, handle: int, path: str) -> None: ...
@@ -29,6 +32,7 @@ class WalReader(Iterator[Run]):
     vote: int
     commit: int
     last_index: int
+    start_term: int
     last_term: int
     snapshots: list[tuple[int, int]]
     torn_bytes: int

@@ -8,7 +8,8 @@ Rules (etcd's, but for what is refused in 5):
    committed all of it; what no HardState commits comes last, cut at the commit index so that no
    run is half committed. Memory is bounded by the uncommitted part of the log and one run.
 3. Entries up to `start_index` are in the snapshot and are skipped; a record of that very snapshot
-   must be there.
+   must be there. Without a `start_term` they are in a backend file, which can be at any entry: then
+   that entry itself must be there, or a snapshot at its index, and tells the term.
 4. Only the end of the last segment may be torn (core/_waltail.pyx says what torn is). It is cut
    with zeros; the cut bytes are kept beside it in `<segment>.<offset>.broken`. (etcd copies the
    whole segment; the cut bytes are all that is lost.)
@@ -128,7 +129,8 @@ cdef class WalReader:
         self.directory = directory
         self.handle = self.tail_handle = -1
         self.start_index = self.last_index = start_index
-        self.start_term = self.last_term = self.yielded_term = start_term
+        self.set_start_term(start_term)
+        self.finds_term = start_index > 0 and start_term == 0
         self.pending = deque()
         self.snapshots = []
         self.names = segment_names(disk, directory, start_index)
@@ -302,7 +304,9 @@ cdef class WalReader:
         with gil:
             if record.type == RECORD_SNAPSHOT:
                 if triple.first == self.start_index and triple.second != self.start_term:
-                    return self.refuse("the snapshot's record has another term")
+                    if not self.finds_term or self.start_term:
+                        return self.refuse("the snapshot's record has another term")
+                    self.set_start_term(triple.second)
                 self.snapshots.append((triple.first, triple.second))
                 return SCAN_ON
             metadata = record.data.data[:record.data.size]
@@ -329,6 +333,10 @@ cdef class WalReader:
         self.commit = state.third
         return SCAN_ON
 
+    cdef void set_start_term(self, uint64_t term) noexcept nogil:
+        """The term of the entry at `start_index` is known."""
+        self.start_term = self.last_term = self.yielded_term = term
+
     cdef Scan take_entry(self, Record *record) except SCAN_RAISED nogil:
         """An entry: skipped, the next one, one that overrides, or wrong."""
         cdef EntryFields entry
@@ -336,6 +344,8 @@ cdef class WalReader:
             return self.refuse("a malformed entry")
         if entry.index <= self.last_index:
             if entry.index <= self.start_index and self.last_index == self.start_index:
+                if entry.index == self.start_index and self.finds_term:
+                    self.set_start_term(entry.term)
                 return SCAN_ON
             if entry.index <= self.commit:
                 return self.refuse("an entry that overrides a committed one")
@@ -446,7 +456,9 @@ cdef class WalReader:
         """Why the log as read can't be all of it, or None."""
         if self.records < 2:
             return "the segment's head is missing or damaged"
-        if (self.start_index, self.start_term) not in self.snapshots:
+        if self.finds_term and self.start_term == 0:
+            return f"entry {self.start_index}, the last that the backend file holds, is missing"
+        if not self.finds_term and (self.start_index, self.start_term) not in self.snapshots:
             return f"no record of the snapshot at index {self.start_index}"
         if self.commit > self.last_index:
             return f"entry {self.commit} was committed but the log ends at {self.last_index}"

@@ -11,14 +11,14 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ._apply import Applier
 from ._mvcc import Store
 from ._port import Port
 from .errors import EtcdError, Fatal, MalformedError
 from .logs import Logger
-from .members import Members
+from .members import Cluster, Members
 from .messages import (
     AlarmMember,
     AlarmType,
@@ -75,18 +75,31 @@ class State:
             self.conf_changed(self.members.apply_conf_change(entry_type, data))
             return
         try:
-            refuse_unknown(index, data)
+            if index > self.applier.restored:
+                refuse_unknown(index, data)
             request = decode_request(data)
         except MalformedError:
             self.logger.error("entry does not decode and changes nothing", index=index)
             return
         changed = self.members.apply_request(request)
-        self.applier.no_space = self.members.has_alarm(AlarmType.NOSPACE)
-        self.applier.corrupt = self.members.has_alarm(AlarmType.CORRUPT)
+        self.obey_alarms()
         if request.header is not None:
             done = self._waiting.pop(request.header.id, None)
             if done is not None:
                 done(changed)
+
+    def restore(
+        self, index: int, restored: int, cluster: Cluster, alarms: Iterable[AlarmMember]
+    ) -> None:
+        """Go on behind `index`: the store has what entries up to `restored` did, see Applier."""
+        self.members.restore(cluster, alarms)
+        self.obey_alarms()
+        self.applier.resume(index, restored)
+
+    def obey_alarms(self) -> None:
+        """Do what the alarms that are on forbid and allow."""
+        self.applier.no_space = self.members.has_alarm(AlarmType.NOSPACE)
+        self.applier.corrupt = self.members.has_alarm(AlarmType.CORRUPT)
 
 
 def refuse_unknown(index: int, data: bytes) -> None:

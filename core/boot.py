@@ -2,7 +2,8 @@
 
 Rules:
 1. Directories are made with mode 0700, and one that others may read is warned of, as etcd does.
-2. Recovery applies each committed run as it is read and lets go of it: memory does not grow with
+2. Recovery begins with the backend file, if there is one, and applies of the log what comes after
+   its index: each committed run as it is read, and lets go of it, so that memory does not grow with
    the log. What is not yet known to be committed goes to raft, which decides.
 3. A lone voter stands for election at once: there is nobody to wait for.
 """
@@ -23,6 +24,7 @@ from ._port import Port
 from ._run import Run
 from ._wal import Wal, make_directories
 from .apply import State
+from .backend import Backend, find_start, open_backend, restore
 from .config import Config
 from .errors import Fatal
 from .limits import GRPC_OVERHEAD_BYTES
@@ -63,7 +65,7 @@ def open_node(
     """
     disk = OsDisk()
     make_directories(disk, config.data_dir)
-    make_directories(disk, os.path.join(config.data_dir, "member", "snap"))
+    make_directories(disk, snap_path(config))
     warn_of_permissions(config.data_dir, logger)
     return start_node(config, disk, ports, doorbell, logger, event_ring)
 
@@ -82,8 +84,14 @@ def start_node(
     state = State(ports, logger)
     state.applier.lessor.ttl_min = lease_seconds_min(config)
     started = None
+    backend = open_backend(disk, snap_path(config))
     if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
-        started = recover(config, disk, state, logger, **options)
+        started = recover(config, disk, backend, state, logger, **options)
+    elif backend is not None:
+        raise Fatal(
+            f"{backend.path} is of a member whose log is missing ({config.wal_path}): look for it, "
+            "or make a directory of the file with `etcdutl snapshot restore --skip-hash-check`"
+        )
     wal, raft = started or bootstrap(config, disk, **options)
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
@@ -125,14 +133,23 @@ def peer_urls_by_name(config: Config) -> Mapping[str, list[str]]:
 
 
 def recover(
-    config: Config, disk: Disk, state: State, logger: Logger, **options: Unpack[LogOptions]
+    config: Config,
+    disk: Disk,
+    backend: Backend | None,
+    state: State,
+    logger: Logger,
+    **options: Unpack[LogOptions],
 ) -> tuple[Wal, Raft] | None:
-    """Read the log, apply what is committed to `state`, and give raft the rest. Raises Fatal.
+    """Read backend and log, apply what is committed, and give raft the rest. Raises Fatal.
 
     None when the log is that of a bootstrap which never finished: nobody was told anything yet,
     nothing was applied, and the log is put aside.
     """
-    wal = Wal.open(disk, config.wal_path, no_fsync=config.unsafe_no_fsync, **options)
+    start = find_start(backend, disk, snap_path(config), config.wal_path)
+    no_fsync = config.unsafe_no_fsync
+    wal = Wal.open(disk, config.wal_path, start.index, start.term, no_fsync=no_fsync, **options)
+    if backend is not None:
+        restore(backend, start, state, logger)
     waiting: deque[Run] = deque()
     applied_term = 0
     for run in wal.recover():
@@ -140,15 +157,28 @@ def recover(
         while waiting and waiting[0].last_index <= wal.commit:
             state.applier.apply(waiting[0])
             applied_term = waiting.popleft().term
-    if wal.hard_state == (0, 0, 0):
+    term, vote, commit = wal.hard_state
+    if term == 0 and backend is None:
         wal.close()
         put_aside(disk, config.wal_path, logger)
         return None
     if wal.torn_bytes:
         logger.warn("cut a torn write off the log", bytes=wal.torn_bytes)
     logger.info("recovered", applied_index=state.applied, revision=state.store.revision)
-    log = RaftLog(waiting, state.applied, applied_term)
-    return wal, make_raft(config, wal, log, HardState(*wal.hard_state), state.conf_state())
+    if backend is not None and wal.last_index < backend.index:
+        raise Fatal(
+            f"{backend.path} holds what entries up to {backend.index} did, and the log "
+            f"({config.wal_path}) ends at {wal.last_index}: one of them is not of this member"
+        )
+    log = RaftLog(waiting, state.applied, applied_term or wal.start_term)
+    # What is in a backend file was committed, even if the log did not come to say so.
+    hard_state = HardState(term, vote, max(commit, start.index))
+    return wal, make_raft(config, wal, log, hard_state, state.conf_state())
+
+
+def snap_path(config: Config) -> str:
+    """Where the backend file and the snapshots are."""
+    return os.path.join(config.data_dir, "member", "snap")
 
 
 def put_aside(disk: Disk, path: str, logger: Logger) -> None:

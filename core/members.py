@@ -113,6 +113,28 @@ def member_from_json(data: bytes) -> tuple[Member, bool]:
     return member, flags[1] is True
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What files say of members: those that are there, the ids of those removed, the version."""
+
+    members: tuple[Member, ...] = ()
+    removed: tuple[int, ...] = ()
+    version: str = ""
+
+
+def member_from_attributes(id: int, raft_attributes: str, attributes: str) -> Member:
+    """The member in the two values that the v2 tree has of it. Raises MalformedError."""
+    raft = _json_object(raft_attributes.encode("utf-8", "surrogatepass"))
+    published = _attributes(_json_object(attributes.encode("utf-8", "surrogatepass")))
+    return Member(
+        id,
+        _texts(raft.get("peerURLs")),
+        raft.get("isLearner") is True,
+        published.name,
+        published.client_urls,
+    )
+
+
 def _json_object(data: bytes) -> dict[str, object]:
     """A JSON object; raises MalformedError."""
     try:
@@ -209,6 +231,14 @@ class Members:
         return any(each.alarm == alarm for each in self._alarms)
 
     # --- what entries do
+
+    def restore(self, cluster: Cluster, alarms: Iterable[AlarmMember]) -> None:
+        """Be what the entries up to some index left, as files say."""
+        self._members = {member.id: member for member in cluster.members}
+        self._removed = set(cluster.removed)
+        self._alarms = {each for each in alarms if each.alarm != AlarmType.NONE}
+        if _VERSION.fullmatch(cluster.version):
+            self.cluster_version = cluster.version
 
     def apply_request(self, request: InternalRaftRequest) -> Sequence[AlarmMember]:
         """A normal entry's part for this file; answers the alarms that an AlarmResponse lists.

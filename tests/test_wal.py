@@ -225,6 +225,25 @@ def test_a_segment_that_begins_inside_a_batch_of_a_new_term_is_read() -> None:
     wal.close()
 
 
+def test_a_backend_skips_what_it_holds_and_the_log_tells_the_term() -> None:
+    disk = SimDisk(random.Random(1))
+    wal = create(disk)
+    for index in range(1, 21):
+        wal.append(run_of(index, 1 + index // 8, b"x" * 500), (1 + index // 8, 0, index))
+        wal.sync()
+    wal.close()
+    for start, term in [(1, 1), (7, 1), (8, 2), (15, 2), (16, 3), (20, 3)]:
+        again = Wal.open(disk, DIRECTORY, start, segment_bytes=SMALL, ahead=False)
+        runs = list(again.recover())
+        assert [run.first_index for run in runs[:1]] == ([start + 1] if start < 20 else [])
+        assert (again.start_term, again.last_index, again.last_term) == (term, 20, 3)
+        again.close()
+    again = Wal.open(disk, DIRECTORY, 21, segment_bytes=SMALL, ahead=False)
+    with pytest.raises(WalCorruptError, match="entry 21, the last that the backend file holds"):
+        list(again.recover())
+    again.close()
+
+
 def test_a_snapshot_skips_what_it_holds() -> None:
     disk = SimDisk(random.Random(1))
     wal = create(disk)
@@ -245,7 +264,7 @@ def test_a_snapshot_skips_what_it_holds() -> None:
         20,
     ]
     again.close()
-    for snapshot, reason in [((14, 1), "no record of the snapshot"), ((15, 0), "another term")]:
+    for snapshot, reason in [((14, 1), "no record of the snapshot"), ((15, 2), "whose term is less")]:
         with pytest.raises(WalCorruptError, match=reason):
             list(Wal.open(disk.copy(), DIRECTORY, *snapshot, ahead=False).recover())
 

@@ -1,0 +1,220 @@
+"""A backend file's keys and leases become a store's.
+
+Rules:
+1. Leases come first, since keys hang on them; a key whose lease is not there hangs on none, as in
+   etcd. Keys come in order of revision, each with the numbers that the file gives it: a file whose
+   compaction was interrupted lacks versions that others were counted from.
+2. What contradicts itself is refused with its key: a name or value that is malformed, a revision
+   that the value denies, a key of nothing.
+3. A tombstone of a key that is not there deletes nothing. What it deleted was compacted at its very
+   revision; watchers from there on still have to hear of it, so it is kept.
+4. A compaction that was scheduled and not finished goes on by itself, as in etcd.
+"""
+
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy, memset
+
+from quorate.core._bytes cimport crc32c, load_be64
+from quorate.core._errors cimport ERROR_NONE
+from quorate.core._keytree cimport Item, Path
+from quorate.core._protobuf cimport (
+    WIRE_BYTES, WIRE_VARINT, Reader, read_bytes, read_tag, read_varint, skip_field,
+)
+from quorate.core._version cimport Version, version_is_tombstone, version_key
+
+from quorate.core.errors import Fatal
+
+cdef enum:
+    REVISION_BYTES = 17         # main, '_', sub: big-endian, so that their order is the bytes'
+    UNDERSCORE = 95
+    MARK = 116                  # 't' behind the revision of a tombstone
+
+
+class BackendError(Fatal):
+    """The backend file holds what etcd never writes: the key, and what is wrong with it."""
+
+    def __init__(self, path, key, reason):
+        super().__init__(f"{path}: key {key.hex()}: {reason}; the file is refused")
+
+
+def checksum(const uint8_t[::1] data not None):
+    """The CRC-32C of some bytes, as it stands in etcd's snapshot files."""
+    return crc32c(0, &data[0], data.shape[0]) if data.shape[0] else 0
+
+
+cdef class Restore:
+    """Fills an empty store."""
+
+    def __init__(self, Bolt bolt not None, Store store not None):
+        assert store.revision == 1 and store.versions == 0, store.revision
+        names = bolt.buckets()
+        self.bolt = bolt
+        self.store = store
+        self.leases = Cursor(bolt, b"lease") if b"lease" in names else None
+        self.keys = Cursor(bolt, b"key") if b"key" in names else None
+        self.at = self.leases or self.keys
+
+    def step(self, uint64_t pairs):
+        """Take so many pairs more; False when there are none. Raises BackendError, BoltError."""
+        cdef bint more
+        if self.at is None:
+            return False
+        with nogil:
+            more = self._take(pairs)
+        return more
+
+    def finish(self, int64_t scheduled, int64_t finished):
+        """Everything was read: what the file says of compactions, 0 if nothing."""
+        cdef Store store = self.store
+        store.revision = max(store.revision, scheduled, finished)
+        store.sub = 0
+        if finished > 0:
+            store.compact_revision = store.finished_revision = finished
+        if scheduled > finished:
+            store.compact(scheduled)
+
+    cdef bint _take(self, uint64_t pairs) except -1 nogil:
+        cdef uint64_t _i
+        for _i in range(pairs):
+            if not self._more():
+                return False
+            self.pairs += 1
+            if self.at is self.keys:
+                self._take_pair()
+            else:
+                self._take_lease()
+        return True
+
+    cdef bint _more(self) except -1 nogil:
+        """Go to the next pair; False at the end of the last bucket."""
+        cdef bint found
+        while True:
+            found = self.at.to_next() if self.begun else self.at.to_first()
+            self.begun = True
+            if found or self.at is self.keys or self.keys is None:
+                return found
+            with gil:
+                self.at = self.keys
+            self.begun = False
+
+    cdef int _take_lease(self) except -1 nogil:
+        """A leasepb.Lease under its id."""
+        cdef Reader reader = Reader(self.at.value.data, self.at.value.data + self.at.value.size)
+        cdef int64_t[4] numbers
+        cdef uint64_t number
+        cdef uint32_t field
+        cdef int wire
+        memset(numbers, 0, sizeof(numbers))
+        while reader.at < reader.end:
+            if not read_tag(&reader, &field, &wire):
+                return self._refuse(b"a malformed lease")
+            if wire == WIRE_VARINT and field <= 3:
+                if not read_varint(&reader, &number):
+                    return self._refuse(b"a malformed lease")
+                numbers[field] = <int64_t>number
+            elif not skip_field(&reader, field, wire):
+                return self._refuse(b"a malformed lease")
+        if self.at.key.size != 8 or <int64_t>load_be64(self.at.key.data) != numbers[1]:
+            return self._refuse(b"a lease under another's id")
+        if self.store.lessor.grant(numbers[1], numbers[2]) != ERROR_NONE:
+            return self._refuse(b"a lease that can't be")
+        if numbers[3] > 0:
+            self.store.lessor.checkpoint(self.store.lessor.find(numbers[1]), numbers[3])
+        return 0
+
+    cdef int _take_pair(self) except -1 nogil:
+        """A mvccpb.KeyValue under its revision."""
+        cdef Pair pair
+        cdef const uint8_t *name = self.at.key.data
+        cdef uint64_t revision, sub
+        if self.at.key.size != REVISION_BYTES and (
+                self.at.key.size != REVISION_BYTES + 1 or name[REVISION_BYTES] != MARK):
+            return self._refuse(b"this is no revision")
+        revision = load_be64(name)
+        sub = load_be64(name + 9)
+        if name[8] != UNDERSCORE or revision == 0 or revision >> 63 or sub >> 32:
+            return self._refuse(b"this is no revision")
+        memset(&pair, 0, sizeof(Pair))
+        pair.revision = <int64_t>revision
+        pair.sub = <uint32_t>sub
+        pair.tombstone = self.at.key.size > REVISION_BYTES
+        if not read_pair(&self.at.value, &pair) or pair.key.size == 0:
+            return self._refuse(b"a malformed key-value")
+        if pair.revision < self.store.revision or (
+                pair.revision == self.store.revision and pair.sub < self.store.sub):
+            return self._refuse(b"a revision comes twice")
+        self.store.revision = pair.revision - 1
+        self.store.sub = pair.sub
+        self.store.writing = True
+        if pair.tombstone:
+            self._delete(&pair)
+        else:
+            self._put(&pair)
+        self.store.writing = False
+        self.store.revision = pair.revision
+        return 0
+
+    cdef int _put(self, const Pair *pair) except -1 nogil:
+        cdef Version *version
+        if pair.mod_revision != pair.revision:
+            return self._refuse(b"a key-value under another's revision")
+        if not 0 < pair.create_revision <= pair.revision or pair.version <= 0:
+            return self._refuse(b"a key-value that was never created")
+        version = self.store.put(
+            pair.key.data, pair.key.size, pair.value.data, pair.value.size, pair.lease)
+        version.create_revision = pair.create_revision
+        version.version = pair.version
+        return 0
+
+    cdef int _delete(self, const Pair *pair) except -1 nogil:
+        cdef Path path
+        cdef Version *newest = NULL
+        cdef Version *tombstone
+        if self.store.tree.locate(&path, pair.key.data, pair.key.size):
+            newest = <Version *>path.leaf.keys.items[path.index]
+            if not version_is_tombstone(newest):
+                return self.store.delete_version(newest)
+        # Rule 3.
+        self.orphans += 1
+        tombstone = self.store._new_version(pair.key.size, sizeof(Version) + pair.key.size)
+        memcpy(<uint8_t *>version_key(tombstone), pair.key.data, pair.key.size)
+        if newest != NULL:
+            self.store.tree.replace(&path, <Item *>tombstone, False)
+        elif not self.store.tree.insert(&path, <Item *>tombstone, False):
+            with gil:
+                raise MemoryError("no memory for a node of the tree")
+        self.store._add(tombstone, newest)
+        return 0
+
+    cdef int _refuse(self, const char *reason) except -1 nogil:
+        with gil:
+            raise BackendError(
+                self.bolt.path, self.at.key.data[:self.at.key.size], reason.decode())
+
+
+cdef bint read_pair(const Span *value, Pair *pair) noexcept nogil:
+    """Take a mvccpb.KeyValue apart; False when malformed."""
+    cdef Reader reader = Reader(value.data, value.data + value.size)
+    cdef uint64_t number
+    cdef uint32_t field
+    cdef int wire
+    while reader.at < reader.end:
+        if not read_tag(&reader, &field, &wire):
+            return False
+        if wire == WIRE_BYTES and (field == 1 or field == 5):
+            if not read_bytes(&reader, &pair.key if field == 1 else &pair.value):
+                return False
+        elif wire == WIRE_VARINT and 2 <= field <= 6:
+            if not read_varint(&reader, &number):
+                return False
+            if field == 2:
+                pair.create_revision = <int64_t>number
+            elif field == 3:
+                pair.mod_revision = <int64_t>number
+            elif field == 4:
+                pair.version = <int64_t>number
+            else:
+                pair.lease = <int64_t>number
+        elif not skip_field(&reader, field, wire):
+            return False
+    return True

@@ -1,0 +1,190 @@
+"""The backend file `member/snap/db` becomes the state at its index.
+
+Rules:
+1. The file is etcd's: a bbolt file with etcd's buckets, of any release from 3.4 to 3.7. It is
+   mapped and read, never written here.
+2. Its `consistent_index` says up to which entry of the log it holds what entries did to keys,
+   leases and alarms; none of these is applied to them again.
+3. Up to 3.5 (a file without a storage version) etcd's members are in its snapshot files and in the
+   log behind them; what the file says of members may be another cluster's. So the log is read from
+   such a snapshot on, or from its beginning.
+4. What the file holds and this version cannot serve (users that are asked for passwords, a newer
+   storage version) is refused before anything is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ._bolt import Bolt
+from ._disk import Disk
+from ._restore import BackendError, Restore
+from ._walread import SEGMENT_NAME
+from .apply import State
+from .errors import Fatal, MalformedError
+from .logs import Logger
+from .members import Cluster, member_from_json
+from .messages import AlarmMember
+from .snapfile import read_snapshot, snapshot_names
+
+# Pairs restored between two lines of the log, at the level `debug`.
+STEP = 1_000_000
+STORAGE_VERSION_MAX = (3, 7)
+_STORAGE_VERSION = re.compile(rb"(\d{1,9})\.(\d{1,9})\.\d{1,9}")
+_MEMBER_KEY = re.compile(rb"[0-9a-f]{1,16}")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Whose members the log goes on from, and where."""
+
+    index: int = 0
+    term: int = 0
+    """0: the log tells it."""
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend file, opened and not yet read."""
+
+    path: str
+    bolt: Bolt
+
+    @property
+    def index(self) -> int:
+        """Of the last entry that it holds; 0 for a file that no entry has touched."""
+        value = self.mark(b"consistent_index") or bytes(8)
+        if len(value) != 8:
+            raise BackendError(self.path, b"consistent_index", "a number has eight bytes")
+        return int.from_bytes(value, "big")
+
+    @property
+    def has_members(self) -> bool:
+        """Whether it is believed in what it says of members; see rule 3."""
+        return self.mark(b"storageVersion") is not None
+
+    def mark(self, key: bytes) -> bytes | None:
+        """What is known of the file as a whole."""
+        return dict(self.items(b"meta")).get(key)
+
+    def revision(self, key: bytes) -> int:
+        """A revision among the marks; 0 when there is none. Raises BackendError."""
+        value = self.mark(key)
+        if value is None:
+            return 0
+        if len(value) != 17 or value[8:9] != b"_" or value[0] > 127:
+            raise BackendError(self.path, key, "this is no revision")
+        return int.from_bytes(value[:8], "big")
+
+    def items(self, bucket: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs of a small bucket; none if there is no such bucket."""
+        if bucket in self.bolt.buckets():
+            for key, value in self.bolt.items(bucket):
+                yield key, value or b""
+
+
+def open_backend(disk: Disk, directory: str) -> Backend | None:
+    """The backend file of `member/snap`; None if there is none, or nothing in it. Raises Fatal."""
+    path = f"{directory}/db"
+    if "db" not in (disk.list(directory) or ()):
+        return None
+    handle = disk.open(path)
+    try:
+        if disk.size(handle, path) == 0:
+            return None
+        backend = Backend(path, Bolt(disk.map(handle, path), path))
+    finally:
+        disk.close(handle)
+    if backend.index == 0:
+        if next(backend.items(b"key"), None) is not None:
+            raise BackendError(path, b"consistent_index", "there are keys and no index of the log")
+        return None
+    refuse_unserved(backend)
+    return backend
+
+
+def refuse_unserved(backend: Backend) -> None:
+    """Stop at what this version cannot serve. Raises Fatal."""
+    version = backend.mark(b"storageVersion")
+    if version is not None:
+        match = _STORAGE_VERSION.fullmatch(version)
+        if match is None or (int(match[1]), int(match[2])) > STORAGE_VERSION_MAX:
+            newest = ".".join(map(str, STORAGE_VERSION_MAX))
+            raise Fatal(
+                f"{backend.path}: storage version {version.decode(errors='replace')!r}: "
+                f"this version reads those up to {newest}"
+            )
+    if dict(backend.items(b"auth")).get(b"authEnabled") == b"\1":
+        raise Fatal(
+            f"{backend.path}: authentication is enabled, and this version would serve everybody; "
+            "disable it first, with etcd"
+        )
+
+
+def find_start(backend: Backend | None, disk: Disk, snap_path: str, wal_path: str) -> Start:
+    """Where the log is to be read from. Raises Fatal.
+
+    Not the newest snapshot, whose record may not have come to the log, but the oldest one that the
+    log still covers: both tell the same.
+    """
+    if backend is None:
+        return Start()
+    if backend.has_members:
+        return Start(backend.index, 0, read_members(backend))
+    names = map(SEGMENT_NAME.fullmatch, disk.list(wal_path) or ())
+    first = min(int(match[2], 16) for match in names if match)
+    if first == 0:
+        return Start()
+    for index, term, name in snapshot_names(disk, snap_path):
+        if first <= index <= backend.index:
+            return Start(index, term, read_snapshot(disk, snap_path, name))
+    raise Fatal(f"{snap_path}: no snapshot of an entry between {first} and {backend.index}")
+
+
+def restore(backend: Backend, start: Start, state: State, logger: Logger) -> None:
+    """Make the empty `state` what file and start say. Raises Fatal."""
+    logger.info("reading the backend file", path=backend.path, consistent_index=backend.index)
+    pairs = Restore(backend.bolt, state.store)
+    while pairs.step(STEP):
+        logger.debug("reading the backend file", pairs=pairs.pairs)
+    scheduled = backend.revision(b"scheduledCompactRev")
+    pairs.finish(scheduled, backend.revision(b"finishedCompactRev"))
+    state.restore(start.index, backend.index, start.cluster, read_alarms(backend))
+    logger.info("read the backend file", pairs=pairs.pairs, revision=state.store.revision)
+
+
+def read_alarms(backend: Backend) -> list[AlarmMember]:
+    """The alarms that are on. Raises BackendError."""
+    alarms = []
+    for key, _ in backend.items(b"alarm"):
+        try:
+            alarms.append(AlarmMember.decode(key))
+        except MalformedError:
+            raise BackendError(backend.path, key, "a malformed alarm") from None
+    return alarms
+
+
+def read_members(backend: Backend) -> Cluster:
+    """What the file says of members. Raises BackendError."""
+    members = []
+    for key, value in backend.items(b"members"):
+        try:
+            member, _ = member_from_json(value)
+        except MalformedError:
+            raise BackendError(backend.path, key, "a malformed member") from None
+        if member.id != member_id_of(backend, key):
+            raise BackendError(backend.path, key, "a member under another's id")
+        members.append(member)
+    removed = tuple(member_id_of(backend, key) for key, _ in backend.items(b"members_removed"))
+    version = dict(backend.items(b"cluster")).get(b"clusterVersion", b"")
+    return Cluster(tuple(members), removed, version.decode(errors="replace"))
+
+
+def member_id_of(backend: Backend, key: bytes) -> int:
+    """The id that a key of the members' buckets is. Raises BackendError."""
+    if _MEMBER_KEY.fullmatch(key) is None:
+        raise BackendError(backend.path, key, "this is no member's id")
+    return int(key, 16)

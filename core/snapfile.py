@@ -1,0 +1,123 @@
+"""etcd's snapshot files `<term>-<index>.snap`: who the members were at an index.
+
+Rules:
+1. Up to 3.5 etcd keeps its members in a tree of names that the v2 API served, not in the backend
+   file; a snapshot file has that tree, as JSON, and the raft configuration.
+2. A file is believed when its checksum is right and its name says what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ._disk import Disk
+from ._restore import checksum
+from .errors import Fatal, MalformedError
+from .members import Cluster, member_from_attributes
+from .messages import SnapshotMetadata
+from .protobuf import Encoded, Field, Kind
+
+NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.snap")
+_MEMBER_NAME = re.compile(r"[0-9a-f]{1,16}")
+
+
+class SnapshotError(Fatal):
+    """A snapshot file that cannot be used: which, and why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; the snapshot file is refused")
+
+
+@dataclass(frozen=True, slots=True)
+class _File(Encoded):
+    """What a file holds (snappb.Snapshot)."""
+
+    FIELDS: ClassVar = (Field(1, "crc", Kind.ALWAYS), Field(2, "data", Kind.BYTES))
+
+    crc: int = 0
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot(Encoded):
+    """What that is (raftpb.Snapshot)."""
+
+    FIELDS: ClassVar = (
+        Field(1, "data", Kind.BYTES),
+        Field(2, "metadata", Kind.OPTIONAL, SnapshotMetadata),
+    )
+
+    data: bytes = b""
+    metadata: SnapshotMetadata | None = None
+
+
+def snapshot_names(disk: Disk, directory: str) -> list[tuple[int, int, str]]:
+    """(index, term, name) of the snapshot files, the oldest first."""
+    found = [NAME.fullmatch(name) for name in disk.list(directory) or ()]
+    return sorted((int(each[2], 16), int(each[1], 16), each[0]) for each in found if each)
+
+
+def read_snapshot(disk: Disk, directory: str, name: str) -> Cluster:
+    """The members as entries up to its index left them. Raises SnapshotError, DiskError."""
+    path = f"{directory}/{name}"
+    handle = disk.open(path)
+    try:
+        content = disk.read(handle, disk.size(handle, path), 0, path)
+    finally:
+        disk.close(handle)
+    try:
+        file = _File.decode(content)
+        if not file.data or checksum(file.data) != file.crc:
+            raise SnapshotError(path, "its checksum is wrong")
+        snapshot = _Snapshot.decode(file.data)
+    except MalformedError:
+        raise SnapshotError(path, "it is malformed") from None
+    match = NAME.fullmatch(name)
+    assert match, name
+    term, index = int(match[1], 16), int(match[2], 16)
+    found = snapshot.metadata or SnapshotMetadata()
+    if (found.term, found.index) != (term, index):
+        raise SnapshotError(path, f"it is of term {found.term} and index {found.index}")
+    try:
+        return _cluster_of(json.loads(snapshot.data))
+    except (ValueError, KeyError, TypeError, RecursionError, MalformedError):
+        raise SnapshotError(path, "its members are malformed") from None
+
+
+def _cluster_of(tree: Mapping[str, object]) -> Cluster:
+    """What the tree says below /0. Raises ValueError, KeyError, TypeError, MalformedError."""
+    cluster = _children(_children(tree["Root"])["0"])
+    members = []
+    for name, node in _children(cluster.get("members", {})).items():
+        values = {key: _value(leaf) for key, leaf in _children(node).items()}
+        if _MEMBER_NAME.fullmatch(name) is None:
+            raise ValueError(name)
+        members.append(
+            member_from_attributes(
+                int(name, 16), values["raftAttributes"], values.get("attributes", "{}")
+            )
+        )
+    removed = [int(name, 16) for name in _children(cluster.get("removed_members", {}))]
+    version = _value(cluster["version"]) if "version" in cluster else ""
+    return Cluster(tuple(members), tuple(removed), version)
+
+
+def _children(node: object) -> Mapping[str, object]:
+    """What is below a name of the tree."""
+    if not isinstance(node, Mapping):
+        raise TypeError
+    found = node.get("Children") or {}
+    if not isinstance(found, Mapping):
+        raise TypeError
+    return found
+
+
+def _value(node: object) -> str:
+    """What a name without others below it holds."""
+    if not isinstance(node, Mapping) or not isinstance(node["Value"], str):
+        raise TypeError
+    return node["Value"]
