@@ -251,6 +251,7 @@ def test_a_snapshot_skips_what_it_holds() -> None:
         wal.append(run_of(index, 1, b"x" * 500), (1, 0, index))
         wal.sync()
     wal.append_snapshot(15, 1, b"\x08\x01")
+    wal.append_snapshot(20, 1, b"\x08\x01")
     wal.sync()
     wal.close()
     again = Wal.open(disk, DIRECTORY, 15, 1, segment_bytes=SMALL, ahead=False)
@@ -264,7 +265,11 @@ def test_a_snapshot_skips_what_it_holds() -> None:
         20,
     ]
     again.close()
-    for snapshot, reason in [((14, 1), "no record of the snapshot"), ((15, 2), "whose term is less")]:
+    for snapshot, reason in [
+        ((14, 1), "no record of the snapshot"),
+        ((15, 2), "whose term is less"),
+        ((20, 2), "another term"),
+    ]:
         with pytest.raises(WalCorruptError, match=reason):
             list(Wal.open(disk.copy(), DIRECTORY, *snapshot, ahead=False).recover())
 
