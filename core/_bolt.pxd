@@ -86,6 +86,7 @@ cdef class Cursor:
 
     cdef item(self)
     cdef uint64_t page(self) noexcept nogil
+    cdef int enter_root(self) except -1 nogil
     cdef int down(self) except -1 nogil
     cdef int descend(self, bint to_last) except -1 nogil
     cdef bint settle(self) noexcept nogil

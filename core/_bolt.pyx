@@ -6,7 +6,8 @@ Rules:
 2. Every page is checked when a way through the file first comes to it: its place, its own number
    and kind, that its keys, values and the zeros behind them lie exactly where a writer puts them,
    and that its keys ascend. Each time that it is entered: that its keys lie between those that its
-   parent names. So a cursor ends, and the keys it gives ascend.
+   parent names. So a cursor ends, and the keys it gives ascend. `to_key` sees the pages on its way
+   and no others: whether the whole tree is in order is what going through it tells, or `Check`.
 3. What does not check is a BoltError with page and reason. A page has no checksum: a changed byte
    of a value, or of a key that keeps its place in the order, is not seen here.
 4. `Check` walks everything once: no page is used twice, and each is used or free. In a file without
@@ -433,14 +434,12 @@ cdef class Cursor:
         return self.frames[self.depth].id or self.bucket.holder
 
     cdef bint to_first(self) except -1 nogil:
-        self.depth = 0
-        self.bolt.enter_bucket(&self.frames[0], &self.bucket)
+        self.enter_root()
         self.descend(False)
         return self.settle()
 
     cdef bint to_last(self) except -1 nogil:
-        self.depth = 0
-        self.bolt.enter_bucket(&self.frames[0], &self.bucket)
+        self.enter_root()
         self.frames[0].index = self.frames[0].count - 1 if self.frames[0].count else 0
         self.descend(True)
         return self.settle()
@@ -470,9 +469,8 @@ cdef class Cursor:
         return False
 
     cdef bint to_key(self, Span key) except -1 nogil:
-        cdef Frame *frame = &self.frames[0]
-        self.depth = 0
-        self.bolt.enter_bucket(frame, &self.bucket)
+        cdef Frame *frame
+        self.enter_root()
         while True:
             frame = &self.frames[self.depth]
             frame.index = lower_bound(frame, key)
@@ -491,13 +489,22 @@ cdef class Cursor:
         frame.index -= 1
         return self.to_next()
 
+    cdef int enter_root(self) except -1 nogil:
+        """Enter the bucket's first page. Until a page has checked, the cursor is nowhere."""
+        self.depth = -1
+        self.bolt.enter_bucket(&self.frames[0], &self.bucket)
+        self.depth = 0
+        return 0
+
     cdef int down(self) except -1 nogil:
         """Enter the child at the place in the page at `depth`."""
-        cdef Frame *frame = &self.frames[self.depth]
-        if self.depth + 1 == LEVELS_MAX:
+        cdef int depth = self.depth
+        cdef Frame *frame = &self.frames[depth]
+        self.depth = -1
+        if depth + 1 == LEVELS_MAX:
             return self.bolt.refuse(frame.id, b"the tree is deeper than any can be")
-        self.bolt.enter_child(&self.frames[self.depth + 1], frame)
-        self.depth += 1
+        self.bolt.enter_child(&self.frames[depth + 1], frame)
+        self.depth = depth + 1
         return 0
 
     cdef int descend(self, bint to_last) except -1 nogil:

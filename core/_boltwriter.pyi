@@ -1,0 +1,26 @@
+from quorate.core._disk import Disk
+
+class BoltWriter:
+    disk: Disk
+    path: str
+    page_size: int
+    transaction: int
+    pages: int
+    finished: bool
+    def __init__(
+        self,
+        disk: Disk,
+        path: str,
+        *,
+        page_size: int = 4096,
+        leaf_size: int = 0,
+        fill_percent: int = 100,
+        transaction: int = 2,
+        freelist: bool = False,
+    ) -> None: ...
+    def begin(self, name: bytes, sequence: int = 0, *, places: bool = False) -> None: ...
+    def put(self, key: bytes, value: bytes) -> None: ...
+    def end(self) -> None: ...
+    def finish(self) -> int: ...
+    def close(self) -> None: ...
+    def take_places(self) -> list[int]: ...
