@@ -34,7 +34,7 @@ Consensus and disk
     _disk *             the contract of a disk, and the real one
     _wal *, _segments *         the log, and its segments made ahead
     _walframe, _walread, _waltail   its records, reading it back, judging its end
-    _bolt, _boltpage    files of etcd's kind: pages, buckets, cursors, the check of it all
+    _bolt, _boltwriter, _boltpage   etcd's backend file: read in place; written; its pages
 
 State
     apply               everything that entries made: store, members, alarms

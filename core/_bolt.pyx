@@ -19,7 +19,6 @@ It knows pages, buckets, keys and values; what they mean is not its matter.
 """
 
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 from quorate.core._boltpage cimport (
     BUCKET_BYTES,

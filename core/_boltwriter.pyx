@@ -84,9 +84,9 @@ cdef void node_encode(
     cdef uint8_t *at = page + HEADER_BYTES
     # The distance from an element to its key.
     cdef uint32_t position = ELEMENT_BYTES * node.count
-    cdef uint32_t index
+    cdef uint32_t _
     encode_header(page, id, PAGE_LEAF if is_leaf else PAGE_BRANCH, node.count, overflow)
-    for index in range(node.count):
+    for _ in range(node.count):
         if is_leaf:
             encode_leaf_element(
                 at, element.flags, position, element.key_size, element.value_size)
@@ -214,8 +214,8 @@ cdef class BoltWriter:
 
     def end(self):
         """End the open bucket."""
-        if self.bucket is None:
-            raise Fatal(f"{self.path}: no bucket is open")
+        if self.bucket is None or self.failed:
+            raise Fatal(f"{self.path}: no bucket is open, or a write failed before")
         value = None if self.wants_places else self.inline_value()
         if value is None:
             value = self.end_tree().to_bytes(8, "little") + self.sequence.to_bytes(8, "little")
@@ -354,9 +354,9 @@ cdef class BoltWriter:
         """Tell where the values of the open leaf lie: its page lies at `offset`."""
         cdef const NodeElement *element = <const NodeElement *>self.leaf.elements.data
         cdef uint64_t at = offset + HEADER_BYTES + ELEMENT_BYTES * <uint64_t>self.leaf.count
-        cdef uint32_t index
+        cdef uint32_t _
         buffer_reserve(&self.places, 8 * <size_t>self.leaf.count)
-        for index in range(self.leaf.count):
+        for _ in range(self.leaf.count):
             store_le64(self.places.data + self.places.size, at + element.key_size)
             self.places.size += 8
             at += element.key_size + element.value_size

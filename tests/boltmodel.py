@@ -24,10 +24,12 @@ def fnv(data: bytes) -> int:
 class Model:
     """A file's content, and where in it a changed bit is not to be seen by its form."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, *, softness: bool = False) -> None:
         self.data = data
+        self.softness = softness
         self.page_size = int.from_bytes(data[24:28], "little")
         # Bytes of keys, values and sequences, and the sizes of a page's last element.
+        # (told with `softness`).
         self.soft: set[int] = set()
         self.content: Content = {}
         first, second = (struct.unpack_from("<6Q", data, at * self.page_size + 32) for at in (0, 1))
@@ -46,15 +48,19 @@ class Model:
                 continue
             kind, position, key_size, value_size = struct.unpack_from("<4I", self.data, at)
             value = at + position + key_size
-            self.soft.update(range(at + position, value + (0 if kind else value_size)))
+            self.soften(at + position, value + (0 if kind else value_size))
             found.append((self.data[at + position : value], value, value_size))
             if at == page + 16 * count and not inline:
-                self.soft.update(range(at + 8, at + 16))
+                self.soften(at + 8, at + 16)
         return found
+
+    def soften(self, start: int, end: int) -> None:
+        if self.softness:
+            self.soft.update(range(start, end))
 
     def bucket(self, at: int, size: int) -> tuple[int, list[tuple[bytes, bytes]]]:
         root, sequence = struct.unpack_from("<QQ", self.data, at)
-        self.soft.update(range(at + 8, at + 16))
+        self.soften(at + 8, at + 16)
         inside = (
             self.elements(root * self.page_size) if root else self.elements(at + 16, inline=True)
         )
@@ -98,9 +104,7 @@ class Maker:
         page_size: int = 0,
     ) -> None:
         size = page_size or self.page_size
-        summed = struct.pack(
-            "<4I5Q", MAGIC, 2, size, 0, root, 0, freelist, high_water, transaction
-        )
+        summed = struct.pack("<4I5Q", MAGIC, 2, size, 0, root, 0, freelist, high_water, transaction)
         self.place(id, META, 0, summed + fnv(summed).to_bytes(8, "little"))
 
     def metas(self, root: int, high_water: int, freelist: int = NO_FREELIST) -> None:

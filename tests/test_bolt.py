@@ -1,4 +1,4 @@
-"""bbolt files: what is written is read back, by ours and by a model, and survives a failing disk."""
+"""bbolt files: what is written is read back, here and by a model, whatever the disk does."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def random_content(rng: random.Random, page_size: int) -> Content:
     for _ in range(rng.choice([0, 1, 5, 40])):
         pairs: dict[bytes, bytes] = {}
         value_size_max = rng.choice([0, 20, page_size // 3, 3 * page_size])
-        for _ in range(rng.choice([0, 1, 3, 30, 300])):
-            key = rng.randbytes(rng.choice([1, 2, 17, 17, rng.randint(1, page_size)]))
+        for _ in range(rng.choice([0, 1, 3, 30, 100])):
+            key = rng.randbytes(rng.choice([1, 2, 17, 17, min(32768, rng.randint(1, page_size))]))
             pairs[key] = rng.randbytes(rng.randint(0, value_size_max))
         content[rng.randbytes(rng.randint(1, 40))] = (rng.getrandbits(64), sorted(pairs.items()))
     return content
@@ -69,7 +69,7 @@ def random_content(rng: random.Random, page_size: int) -> Content:
 def test_random_buckets_come_back() -> None:
     number = seed()
     rng = random.Random(number)
-    for turn in range(depth(40, 2000)):
+    for turn in range(depth(16, 2000)):
         page_size = rng.choice(PAGE_SIZES[:4] if turn % 4 else PAGE_SIZES)
         how = {
             "page_size": page_size,
@@ -202,7 +202,7 @@ def test_a_file_that_is_not_empty_is_not_written_over() -> None:
 
 def test_a_disk_that_fails_or_dies_at_any_operation() -> None:
     """What is there afterwards is the whole file or no bbolt file."""
-    pairs = [(at.to_bytes(2, "big"), bytes(40_000)) for at in range(60)]
+    pairs = [(at.to_bytes(2, "big"), bytes(40_000)) for at in range(40)]
     content: Content = {b"a": (0, [(b"k", b"v")]), b"b": (0, pairs)}
     disk = sim_disk()
     write(disk, content)
@@ -212,16 +212,8 @@ def test_a_disk_that_fails_or_dies_at_any_operation() -> None:
         for fault in ("fail_at", "die_at"):
             disk = sim_disk(at)
             setattr(disk, fault, at)
-            writer = None
             with pytest.raises(DiskError):
-                writer = BoltWriter(disk, PATH)
-                fill(writer, content)
-                writer.finish()
-            if writer is not None:
-                assert not writer.finished
-                with pytest.raises(Fatal):
-                    writer.finish()
-                writer.close()
+                write(disk, content)
             for how in ("nothing", "all", "prefix", "sectors"):
                 left = disk.crash(how).names.get(PATH)
                 if left is None:
@@ -234,6 +226,22 @@ def test_a_disk_that_fails_or_dies_at_any_operation() -> None:
     assert whole, "the metas never reached the disk"
 
 
+def test_the_first_failure_is_final() -> None:
+    disk = sim_disk()
+    writer = BoltWriter(disk, PATH)
+    writer.begin(b"b")
+    disk.fail_at = disk.operations + 1
+    large = bytes(2_000_000)
+    writer.put(b"a", large)
+    with pytest.raises(DiskError):
+        writer.put(b"b", large)
+    for refused in (writer.end, writer.finish, lambda: writer.put(b"c", b"")):
+        with pytest.raises(Fatal):
+            refused()
+    assert not writer.finished
+    writer.close()
+
+
 # --- files of others ----------------------------------------------------------
 
 
@@ -244,8 +252,15 @@ def old_file(**freelist: bool) -> Maker:
     maker.leaf(9, [(b"m", b"3")])
     maker.leaf(8, [(b"x", b"4"), (b"y", b"")])
     maker.branch(6, [(b"a", 4), (b"m", 9), (b"w", 8)])
-    maker.leaf(12, [(b"e", inline_bucket([])), (b"i", inline_bucket([(b"k", b"v")], 7)),
-                    (b"p", bucket_at(6, 3))], flags=1)
+    maker.leaf(
+        12,
+        [
+            (b"e", inline_bucket([])),
+            (b"i", inline_bucket([(b"k", b"v")], 7)),
+            (b"p", bucket_at(6, 3)),
+        ],
+        flags=1,
+    )
     maker.pages[7] = b"left behind"
     if freelist:
         maker.freelist(10, [2, 3, 7, 11], **freelist)
