@@ -24,7 +24,7 @@ cdef class Grpc(Watches):
     cdef void feed_peer(self, Peer *peer, const uint8_t *data, size_t size) noexcept nogil
     cdef size_t drain_peer(self, Peer *peer, uint8_t *out, size_t room) noexcept nogil
     cdef void close_peer(self, Peer *peer) noexcept nogil
-    cdef void end_watches(self, Peer *peer) noexcept nogil
+    cdef void shut_down_peer(self, Peer *peer) noexcept nogil
 
     # A call's head.
     cdef Call *_begin(self, Peer *peer, int32_t stream_id) noexcept nogil

@@ -194,13 +194,23 @@ cdef class Grpc(Watches):
             peer.path = NULL
         http2_close(&peer.http2)
 
-    cdef void end_watches(self, Peer *peer) noexcept nogil:
-        """The server stops: a Watch would not end by itself."""
+    cdef void shut_down_peer(self, Peer *peer) noexcept nogil:
+        """The server stops: no new calls; those in flight end, streams once what the core was asked
+        for them is answered. What they hold back is not asked any more.
+        """
         cdef Call *call = peer.calls
+        cdef Call *following
         while call != NULL:
+            following = call.next
             if call.route != NULL and call.route.kind == ROUTE_WATCH:
                 self._end(call, ERROR_STOPPED)
-            call = call.next
+            elif call.route != NULL and call.route.kind == ROUTE_HOT and call.route.client_streams:
+                call.message.size = 0
+                self._set_partial(call, 0)
+                self._end(call, ERROR_STOPPED)
+            call = following
+        http2_shut_down(&peer.http2)
+        self.mark_dirty(peer)
 
     # --- a call's head ---------------------------------------------------------------------------
 
@@ -651,7 +661,7 @@ cdef class Connection:
 
     def shut_down(self):
         """Take no new calls; `finished` once those in flight have ended."""
-        http2_shut_down(&self._peer.http2)
+        self._grpc.shut_down_peer(&self._peer)
 
     @property
     def finished(self):

@@ -249,6 +249,40 @@ def test_a_deadline_ends_the_stream() -> None:
     assert world.client.answers[stream].status == ("4", "context deadline exceeded")
 
 
+STOPPED = ("14", "etcdserver: server stopped")
+
+
+@pytest.mark.parametrize("pending", [0, 3])
+def test_a_stop_ends_the_stream_after_the_answers_before_it(world: World, pending: int) -> None:
+    """An idle stream used to keep its worker for all of the time that a stop may take."""
+    world.send(requests(*range(1, pending + 1)))
+    assert len(world.asked()) == pending
+    world.client.connection.shut_down()
+    world.deliver()
+    assert world.client.goaway
+    for _ in range(pending):
+        assert not world.answer.ended
+        world.reply(b"yes")
+    assert world.answer.status == STOPPED
+    assert world.answer.data == grpc_message(b"yes") * pending
+    assert world.client.connection.finished
+
+
+def test_a_stop_asks_nothing_more_of_a_flood() -> None:
+    """What the stream holds back, and half a request, are given up."""
+    for ring in (RING_BYTES, 4096):
+        world = World(ring=ring)
+        world.send(requests(7) * (MAX + 100) + b"\0\0")
+        world.client.connection.shut_down()
+        asked = len(world.serve())
+        assert 0 < asked <= (MAX if ring > 4096 else MAX // 2)
+        assert world.answer.status == STOPPED
+        assert world.answer.data.count(grpc_message(request(7))) == asked
+        gauges = world.grpc.gauges()
+        assert (gauges["partial_bytes"], gauges["calls_live"]) == (0, 0)
+        assert world.client.connection.finished
+
+
 @pytest.mark.parametrize("pending", [0, 3])
 def test_a_reset_forgets_the_stream(world: World, pending: int) -> None:
     world.send(requests(*range(pending)) + requests(5)[:3])

@@ -32,7 +32,7 @@ from quorate.frontends._calls cimport EVENT_HTTP1, TIMER_CLIENT, TIMER_WATCH, Ca
 from quorate.frontends._grpc cimport Grpc
 from quorate.frontends._watchindex cimport WatchStream
 from quorate.frontends._http2 cimport (
-    FRAME_ROOM, PREFACE_SIZE, http2_finished, http2_queued, http2_shut_down, http2_tick,
+    FRAME_ROOM, PREFACE_SIZE, http2_finished, http2_queued, http2_tick,
 )
 from quorate.frontends._http2 import PREFACE
 from quorate.frontends.counters import (
@@ -190,9 +190,7 @@ cdef class Pump(Grpc):
         self.is_draining = True
         while client != NULL:
             if client.is_open:
-                self.end_watches(&client.peer)
-                http2_shut_down(&client.peer.http2)
-                self.mark_dirty(&client.peer)
+                self.shut_down_peer(&client.peer)
             else:
                 self._leave(client)
             client = client.next

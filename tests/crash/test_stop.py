@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc  # type: ignore[import-untyped]
 import pytest
 from tests.crash.load import Ledger, Load
 from tests.http2 import Raw, grpc_headers, prefixed
 from tests.messages import encode
 from tests.server import Program, Server
-from tests.wire import Client, Refused
+from tests.watches import WATCH, Stream
+from tests.wire import Client, Refused, refused
+
+from quorate.core.limits import DRAIN_SECONDS_MAX
 
 pytestmark = pytest.mark.crash
 
@@ -60,6 +66,77 @@ def test_a_stop_ends_a_connection_with_goaway(server: Server, program: Program) 
         raw.drain(2)
         assert raw.goaway == 0
     assert server.wait() == 0
+
+
+KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
+
+
+def test_a_stop_ends_idle_streams_at_once(server: Server, program: Program) -> None:
+    """Watch and LeaseKeepAlive would last for ever. etcd closes their connections without a word
+    (3.5 and later after 7 s); with a status clients know at once that they have to go elsewhere."""
+    with Client(server.port) as client, Stream(client) as idle, Stream(client) as half:
+        client.call("Lease/LeaseGrant", {"ID": 5, "TTL": 600})
+        for stream in (idle, half):
+            stream.watch(b"k")
+        half.half_close()
+        stop = threading.Event()
+
+        def requests() -> Iterator[bytes]:
+            yield encode("LeaseKeepAliveRequest", {"ID": 5})
+            stop.wait(10)
+
+        kept = client.open(KEEP_ALIVE, requests(), 10)
+        assert next(kept)
+        silent = client.open(KEEP_ALIVE, iter(stop.wait, True), 10)
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        code = server.wait()
+        took = time.monotonic() - began
+        ends = [stream.wait_end() for stream in (idle, half)]
+        for call in (kept, silent):
+            with pytest.raises(grpc.RpcError) as error:
+                next(call)
+            ends.append(refused(error.value))
+        stop.set()
+    assert ended_well(program, code, signal.SIGTERM), f"exit code {code}:\n{server.tail()}"
+    assert {end.code for end in ends} == {14}
+    if program.is_quorate:
+        assert {end.text for end in ends} == {"etcdserver: server stopped"}
+        assert took < DRAIN_SECONDS_MAX, f"it took {took:.2f} s"
+
+
+def test_a_stop_waits_for_no_stream_that_is_not_read(server: Server, program: Program) -> None:
+    """Of watches that are behind and keep-alives without end, while others write."""
+    create = encode(
+        "WatchRequest", {"create_request": {"key": b"k", "range_end": b"l", "start_revision": 1}}
+    )
+    ledger = Ledger()
+    with (
+        Raw(server.port, credit=False) as behind,
+        Raw(server.port, credit=False) as flood,
+        Client(server.port) as client,
+    ):
+        client.call("Lease/LeaseGrant", {"ID": 5, "TTL": 600})
+        for number in range(20):
+            client.put(b"k%d" % (number % 5), b"." * 500_000)
+        for _ in range(5):
+            behind.body(behind.open(grpc_headers(WATCH)), prefixed(create), end=False)
+        one = prefixed(encode("LeaseKeepAliveRequest", {"ID": 5}))
+        flood.body(flood.open(grpc_headers(KEEP_ALIVE)), one * 20_000, end=False, seconds=0.3)
+        load = Load(server.port, ledger, "s", 2, 8).start()
+        time.sleep(0.3)
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        code = server.wait()
+        took = time.monotonic() - began
+        load.join(5)
+    assert ended_well(program, code, signal.SIGTERM), f"exit code {code}:\n{server.tail()}"
+    assert took <= STOP_SECONDS, f"it took {took:.2f} s"
+    assert ledger.acknowledged
+    server.restart()
+    with Client(server.port) as client:
+        client.delete(b"k", b"l")
+        ledger.verify(client)
 
 
 def test_a_stop_twice_in_a_row_is_a_stop(server: Server, program: Program) -> None:
