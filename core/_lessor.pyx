@@ -200,6 +200,10 @@ cdef class Lessor:
             return None
         return max(self.heap[0].time, self.paused_until)
 
+    def hold_back(self, int64_t milliseconds):
+        """Nothing runs out for so long."""
+        self.paused_until = max(self.paused_until, self.now + milliseconds)
+
     cdef int64_t renew(self, Lease *lease) noexcept nogil:
         """All of its TTL again; the heap learns of it when it looks."""
         if self.is_primary:
@@ -236,7 +240,7 @@ cdef class Lessor:
     cdef void unexpire(self, int64_t lease_id) noexcept nogil:
         """Its revoke was refused: look again, but not at once, for it may be again."""
         cdef Lease *lease = self.find(lease_id)
-        self.paused_until = self.now + REFUSED_MILLISECONDS
+        self.paused_until = max(self.paused_until, self.now + REFUSED_MILLISECONDS)
         if lease != NULL and lease.flags & LEASE_EXPIRING:
             lease.flags &= ~<uint32_t>LEASE_EXPIRING
             if self.is_primary and self._reserve_heap(self.heap_count + 1):

@@ -35,6 +35,10 @@ LINGER_MILLISECONDS = 1
 LONE_TICK_MILLISECONDS = 1000
 # How exact the moment is at which a lease runs out: it may be late by this, and never early.
 LEASE_TICK_MILLISECONDS = 100
+# Idle, the core turns with every tick. Without a turn for longer, something has stopped it.
+STANDSTILL_MILLISECONDS = LONE_TICK_MILLISECONDS + 500
+# Then keep-alives of that time may still wait in sockets and workers: leases wait for them.
+STANDSTILL_GRACE_MILLISECONDS = 1000
 # Objects that may pile up before the collector looks for cycles among them.
 GARBAGE_OBJECTS_MAX = 100_000
 # However busy the turns are, the event loop gets its say this often.
@@ -95,7 +99,12 @@ async def turn(fleet: Fleet, node: Node, report: Report) -> None:
     """Turn the node whenever there is something to do."""
     bell, batch, handle = fleet.core_bell, node.batch, report.handle
     yielded = time.monotonic()
+    turned = node.clock()
     while True:
+        began = node.clock()
+        if began - turned > STANDSTILL_MILLISECONDS:
+            node.hold_leases(STANDSTILL_GRACE_MILLISECONDS)
+        turned = began
         more = node.turn(handle)
         fleet.replace_corrupt()
         if time.monotonic() - yielded > BUSY_SECONDS_MAX:

@@ -144,6 +144,11 @@ class Node:
         """When the next lease is to be looked at, by the clock; None while there is none."""
         return self.applier.lessor.due()
 
+    def hold_leases(self, milliseconds: int) -> None:
+        """Let no lease run out for so long."""
+        self.applier.set_time(self.clock())
+        self.applier.lessor.hold_back(milliseconds)
+
     def tick(self, milliseconds: int) -> None:
         """A tick went by, so long since the one before."""
         self.raft.tick()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from tests.crash.load import Ledger, Load
-from tests.needs import need
+from tests.crash.preload import Words, build
 from tests.server import Program, Server
 from tests.wire import Client, Refused
 
 pytestmark = pytest.mark.crash
 
-WORD = struct.Struct("=q")
 DELAY_MS, SYNCS_LEFT, WRITES_LEFT, ERRNO, SYNCS, WRITES = range(6)
 NO_SPACE = "etcdserver: mvcc: database space exceeded"
 # Room for the first segments of 64,000,000 bytes, and not for all that the test writes.
@@ -27,40 +25,20 @@ SMALL_DISK, LARGE_DISK = "size=200m", "size=1g"
 BIG_VALUE = bytes(1_000_000)
 
 
-class FaultyDisk:
-    """The words that `fault.c` reads in the server."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.write_bytes(b"".join(map(WORD.pack, [0, -1, -1, errno.EIO, 0, 0])))
-
-    def __setitem__(self, word: int, value: int) -> None:
-        with self.path.open("r+b") as file:
-            os.pwrite(file.fileno(), WORD.pack(value), word * WORD.size)
-
-    def __getitem__(self, word: int) -> int:
-        number: int = WORD.unpack_from(self.path.read_bytes(), word * WORD.size)[0]
-        return number
-
-
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled shim."""
-    library = tmp_path_factory.mktemp("shim") / "fault.so"
-    source = Path(__file__).with_name("fault.c")
-    command = [need("cc"), "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
-    subprocess.run(command, check=True)
-    return library
+    return build("fault.c", tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture
-def disk(shim: Path, tmp_path: Path) -> FaultyDisk:
+def disk(tmp_path: Path) -> Words:
     """Good until told otherwise."""
-    return FaultyDisk(tmp_path / "control")
+    return Words(tmp_path / "control", 0, -1, -1, errno.EIO, 0, 0)
 
 
 @pytest.fixture
-def faulty(program: Program, shim: Path, disk: FaultyDisk, tmp_path: Path) -> Iterator[Server]:
+def faulty(program: Program, shim: Path, disk: Words, tmp_path: Path) -> Iterator[Server]:
     """A server on the faulty disk; skips for etcd, which calls the kernel without the C library."""
     if not program.is_quorate:
         pytest.skip("etcd's system calls can't be replaced")
@@ -71,7 +49,7 @@ def faulty(program: Program, shim: Path, disk: FaultyDisk, tmp_path: Path) -> It
         yield server
 
 
-def test_a_slow_sync_makes_answers_late_and_none_early(faulty: Server, disk: FaultyDisk) -> None:
+def test_a_slow_sync_makes_answers_late_and_none_early(faulty: Server, disk: Words) -> None:
     """A turn of nothing but writes may sync by itself, but once: then the disk is known to be slow.
 
     The test used to take a read that waited for such a sync for one that did not.
@@ -97,7 +75,7 @@ def test_a_slow_sync_makes_answers_late_and_none_early(faulty: Server, disk: Fau
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 @pytest.mark.parametrize("after", [0, 1, 7])
 def test_the_first_failure_is_final(
-    word: int, error: int, after: int, faulty: Server, disk: FaultyDisk
+    word: int, error: int, after: int, faulty: Server, disk: Words
 ) -> None:
     ledger = Ledger()
     load = Load(faulty.port, ledger, "before", 2, 4).start()
