@@ -7,6 +7,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -112,7 +113,47 @@ func (r *recipes) follow(last <-chan int64, done chan<- struct{}) {
 	close(done)
 }
 
+// queue returns once so many hold the lock or wait for it.
+func queue(ctx context.Context, c *clientv3.Client, count int64) {
+	for {
+		there, err := c.Get(ctx, "lapse/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		must(err)
+		if there.Count == count {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// lapse waits for a lock until its lease has run out: it must not get it then (etcd's #11456), and
+// what it would write as the owner must be refused.
+func lapse(c *clientv3.Client) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	holds, err := concurrency.NewSession(c, concurrency.WithTTL(60))
+	must(err)
+	defer holds.Close()
+	waits, err := concurrency.NewSession(c, concurrency.WithTTL(2))
+	must(err)
+	first, second := concurrency.NewMutex(holds, "lapse"), concurrency.NewMutex(waits, "lapse")
+	must(first.Lock(ctx))
+	got := make(chan error, 1)
+	go func() { got <- second.Lock(ctx) }()
+	queue(ctx, c, 2)
+	waits.Orphan()
+	queue(ctx, c, 1)
+	must(first.Unlock(ctx))
+	err = <-got
+	want(errors.Is(err, concurrency.ErrSessionExpired), "a lock without its lease", err)
+	fenced, err := c.Txn(ctx).If(second.IsOwner()).Then(clientv3.OpPut("lapsed", "1")).Commit()
+	must(err)
+	want(!fenced.Succeeded, "written without the lock", fenced)
+	must(first.Lock(ctx))
+	must(first.Unlock(ctx))
+}
+
 func (r *recipes) run() {
+	lapse(r.client)
 	var wait sync.WaitGroup
 	for _, recipe := range []func(context.Context, *concurrency.Session) error{r.count, r.count, r.count, r.govern, r.govern} {
 		wait.Add(1)
