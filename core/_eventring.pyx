@@ -142,8 +142,8 @@ cdef class EventReader:
         cdef size_t size = 0
         cdef const uint8_t *at = self.data + (self.position & (self.capacity - 1))
         cdef uint32_t record
-        if ready > self.capacity:
-            return False
+        if ready == 0 or ready > self.capacity:
+            return ready == 0
         while size < ready and size < bytes_max:
             record = (<const EventRecord *>(at + size)).size
             if record < sizeof(EventRecord) or record > ready - size:

@@ -235,7 +235,8 @@ cdef class Replies(Calls):
     cdef size_t _read(self, Call *call, uint8_t *out, size_t room, bint *end) noexcept nogil:
         """Hand over what waits; the client's window has room for it."""
         cdef size_t size = min(room, call.reply.size - call.reply_at)
-        memcpy(out, call.reply.data + call.reply_at, size)
+        if size:
+            memcpy(out, call.reply.data + call.reply_at, size)
         call.reply_at += size
         call.peer.reply_bytes -= size
         self.reply_bytes -= size
