@@ -40,9 +40,6 @@ cdef enum:
     TIMEOUT_MIN = 1000
 
 cdef uint32_t STREAM_MAX = limits.STREAM_REQUESTS_MAX
-# grpc-go's words for a message of a stream; of a unary call it says it otherwise.
-cdef const char *UNREADABLE = (
-    b"grpc: failed to unmarshal the received message: proto: cannot parse invalid wire-format data")
 cdef size_t STREAM_WINDOW_HALF = limits.STREAM_WINDOW_BYTES // 2
 # A PutResponse with a header, as the core would answer it.
 cdef bytes ECHO = bytes.fromhex("0a1808c3c3c3c3c3c3c3c30110c3c3c3c3c3c3c3c30118052003")
@@ -518,7 +515,7 @@ cdef class Grpc(Watches):
         if self.echo:
             self._queue_message(call, ECHO_DATA, ECHO_SIZE)
         elif check(call.route.method, data, size, &self.check_limits):
-            self._end_with(call, 13, UNREADABLE)
+            self._end_unreadable(call)
             return
         elif self.owing == NULL or self.owing == call:
             if not self._push(call, call.route.method, 0, data, size):
@@ -582,8 +579,11 @@ cdef class Grpc(Watches):
         elif not call.flags & CALL_DEAF:
             if call.flags & CALL_ANNOUNCED:
                 self._tell(EVENT_RESET, call.id)
-            # Go's reader has met the end of the stream between messages, or within one.
-            self._end_with(call, 2, b"EOF" if is_between else b"unexpected EOF")
+            # Go's reader has met the end of the stream between messages, or within one; a handler
+            # that reads a stream is told otherwise.
+            self._end_with(
+                call, 13 if call.route.kind == ROUTE_WATCH else 2,
+                b"EOF" if is_between else b"unexpected EOF")
 
     # --- for Python ------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ cdef class Replies(Calls):
         self, Call *call, uint32_t http_status, uint32_t code, Refusal why,
         Buffer *value) noexcept with gil
     cdef void _end_with(self, Call *call, uint32_t code, const char *text) noexcept nogil
+    cdef void _end_unreadable(self, Call *call) noexcept nogil
     cdef void _end(self, Call *call, uint32_t error) noexcept nogil
     cdef void _cut(self, Call *call) noexcept nogil
     cdef void _send_end(self, Call *call) noexcept nogil

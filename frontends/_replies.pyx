@@ -32,6 +32,9 @@ cdef enum:
     # What a call keeps of its memory when all was sent.
     REPLY_KEPT_MAX = 4096
 
+# grpc-go's words for a message of a stream; of a unary call it says it otherwise.
+cdef const char *UNREADABLE = (
+    b"grpc: failed to unmarshal the received message: proto: cannot parse invalid wire-format data")
 cdef size_t REPLY_MAX = limits.REPLY_BYTES_MAX
 cdef size_t WORKER_REPLY_MAX = limits.WORKER_REPLY_BYTES_MAX
 cdef size_t SEND_HIGH = limits.CALL_SEND_BYTES_HIGH
@@ -328,6 +331,10 @@ cdef class Replies(Calls):
         buffer_append(&details.text, <const uint8_t *>text, strlen(text))
         call.code = code
         self._end(call, 0)
+
+    cdef void _end_unreadable(self, Call *call) noexcept nogil:
+        """A message of a client that streams is none."""
+        self._end_with(call, 13, UNREADABLE)
 
     cdef void _end(self, Call *call, uint32_t error) noexcept nogil:
         """End the call with an ErrorId, or 0; what is queued is sent before."""

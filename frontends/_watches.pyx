@@ -26,7 +26,7 @@ from libc.string cimport memcpy, memmove, strlen
 
 from quorate.core import limits
 from quorate.core._bytes cimport Buffer, buffer_append, buffer_free, buffer_reserve, store_be32
-from quorate.core._errors cimport ERROR_COMPACTED, ERROR_MALFORMED
+from quorate.core._errors cimport ERROR_COMPACTED
 from quorate.core._eventring cimport (
     EVENT_DELETE, EVENT_HAS_PREVIOUS, EVENT_LAST, EventReader, EventRecord,
 )
@@ -97,7 +97,7 @@ cdef class Watches(Replies):
             self, Call *call, const uint8_t *data, size_t size) noexcept nogil:
         cdef WatchRequest request
         if not decode_watch_request(&request, data, size):
-            self._end(call, ERROR_MALFORMED)
+            self._end_unreadable(call)
         elif request.kind == WATCH_REQUEST_CREATE:
             self._create(call, &request.create)
         elif request.kind == WATCH_REQUEST_CANCEL:

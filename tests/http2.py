@@ -14,7 +14,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -24,6 +24,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+import h2.settings
 from hpack import Encoder
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -108,7 +109,9 @@ class Raw:
                 normalize_outbound_headers=False,
             )
         )
-        self.h2.local_settings.initial_window_size = window
+        # A value that is only assigned would not be sent before the first ones are acknowledged.
+        first = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+        self.h2.local_settings = h2.settings.Settings(client=True, initial_values=first)
         self.h2.initiate_connection()
         self.flush()
 
@@ -210,6 +213,21 @@ class Raw:
     def call(self, path: str, message: bytes = b"", **replace: str | bytes | None) -> Answer:
         """An ordinary gRPC call with some header replaced."""
         return self.ask(grpc_headers(path, **replace), prefixed(message))
+
+    def wait_for(
+        self, condition: Callable[[], object], seconds: float = ANSWER_SECONDS
+    ) -> None:
+        """Take in what comes until that is so."""
+        stop = time.monotonic() + seconds
+        while not condition():
+            left = stop - time.monotonic()
+            assert left > 0, f"not within {seconds} s: {condition}"
+            self.receive(left)
+
+    def reset(self, stream: int) -> None:
+        """Send RST_STREAM with CANCEL."""
+        self.h2.reset_stream(stream, 8)
+        self.flush()
 
     def drain(self, seconds: float) -> None:
         """Take in all that comes within that time."""

@@ -7,10 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 from tests.depth import depth, seed
-from tests.messages import delimited, encode, varint
+from tests.http2 import Answer, Raw, grpc_headers, prefixed
+from tests.messages import decode, delimited, encode, varint
 from tests.server import Program, Server
-from tests.watches import NO_WATCH, Stream
+from tests.watches import NO_WATCH, WATCH, Stream
 from tests.wire import Client
+
+from quorate.core.limits import (
+    GRPC_OVERHEAD_BYTES,
+    REQUEST_BYTES_MAX_DEFAULT,
+    WATCHERS_PER_CONNECTION_MAX,
+)
 
 pytestmark = pytest.mark.compat
 
@@ -22,6 +29,12 @@ MIB = 1 << 20
 UNREAD_BYTES = 64 * MIB
 UNREAD_WATCHES, UNREAD_PUTS, UNREAD_VALUE = 4, 80, 300_000
 WAIT_SECONDS = 60.0
+MESSAGE_MAX = REQUEST_BYTES_MAX_DEFAULT + GRPC_OVERHEAD_BYTES
+# What as many watchers as a connection may have take, of one key.
+WATCHERS_BYTES = 64 * MIB
+UNREADABLE = (
+    "grpc: failed to unmarshal the received message: proto: cannot parse invalid wire-format data"
+)
 FAR = (1 << 63) - 1
 
 
@@ -92,11 +105,35 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", sorted(BROKEN))
-def test_bytes_that_are_no_message_end_the_stream(name: str, stream: Stream) -> None:
+def test_bytes_that_are_no_message_end_the_stream(
+    name: str, stream: Stream, program: Program
+) -> None:
     stream.watch(b"k")
     stream.send_bytes(BROKEN[name])
     end = stream.wait_end()
     assert end.code == 13, end
+    assert not program.is_quorate or end.text == UNREADABLE
+
+
+@pytest.mark.parametrize("first", [b"", prefixed(create(key=b"k"))])
+def test_an_end_within_a_request_ends_the_stream(first: bytes, server: Server) -> None:
+    """As a handler's stream in Go ends; that of a unary call has another code."""
+    with Raw(server.port) as raw:
+        stream = raw.open(grpc_headers(WATCH))
+        raw.body(stream, first + prefixed(create(key=b"k"))[:-1])
+        answer = raw.wait(stream)
+        assert (answer.status, answer.text) == (13, "unexpected EOF")
+
+
+def test_a_request_beyond_the_limit_ends_the_stream(stream: Stream) -> None:
+    """--max-request-bytes and 512 KiB, and one byte."""
+    stream.watch(b"k")
+    stream.send_bytes(bytes(MESSAGE_MAX + 1))
+    end = stream.wait_end()
+    assert (end.code, end.text) == (
+        8,
+        f"grpc: received message larger than max ({MESSAGE_MAX + 1} vs. {MESSAGE_MAX})",
+    )
 
 
 def test_random_bytes_end_at_most_the_stream(client: Client) -> None:
@@ -197,6 +234,64 @@ def test_a_client_that_creates_very_many(server: Server) -> None:
                 assert stream.end.text
         last = client.put(b"other", b"last")["header"]["revision"]
         other.wait_revision(watch_id, last)
+
+
+class Granted:
+    """Counts the watches that a raw stream was granted; any other response is an error."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.count = self._at = 0
+
+    def come_to(self, count: int) -> bool:
+        """Whether there are so many now."""
+        data = self.answer.data
+        while self._at + 5 <= len(data):
+            end = self._at + 5 + int.from_bytes(data[self._at + 1 : self._at + 5])
+            if end > len(data):
+                break
+            assert data[end - 2 : end] == b"\x18\x01", "refused"
+            self._at = end
+            self.count += 1
+        return self.count == count
+
+
+def test_watchers_of_a_connection_have_a_limit(server: Server, program: Program) -> None:
+    """Beyond it a create is refused, and nothing else; those who go make room, and it is only that
+    connection's."""
+    if not program.is_quorate:
+        pytest.skip("etcd has none")
+    share = WATCHERS_PER_CONNECTION_MAX // 4
+    text = f"etcdserver: too many watchers on this connection (at most {4 * share})"
+    before = server.memory()
+    with Raw(server.port) as raw, Client(server.port) as client, Stream(client) as other:
+        streams = [raw.open(grpc_headers(WATCH)) for _ in range(4)]
+        for stream in streams:
+            raw.body(stream, prefixed(create(key=b"k")) * share, end=False, seconds=20)
+        granted = [Granted(raw.answers[stream]) for stream in streams]
+        raw.wait_for(lambda: all([one.come_to(share) for one in granted]), WAIT_SECONDS)
+        grown = server.memory() - before
+        assert grown < WATCHERS_BYTES, f"{grown / MIB:.0f} MiB"
+        answer = raw.answers[streams[0]]
+        for _ in range(2):
+            answer.data = b""
+            raw.body(streams[0], prefixed(create(key=b"k")), end=False)
+            raw.wait_for(lambda: answer.data)
+            refusal = decode("WatchResponse", answer.data[5:])
+            assert (refusal["watch_id"], refusal["cancel_reason"]) == (NO_WATCH, text)
+            assert refusal["created"]
+            assert refusal["canceled"]
+        assert other.watch(b"k") == 0
+        cancel = encode("WatchRequest", {"cancel_request": {"watch_id": 7}})
+        answer.data = b""
+        raw.body(streams[0], prefixed(cancel) + prefixed(create(key=b"k")), end=False)
+        raw.wait_for(lambda: answer.data.count(b"\x18\x01"))
+        assert text.encode() not in answer.data
+        raw.reset(streams[3])
+        again = raw.open(grpc_headers(WATCH))
+        raw.body(again, prefixed(create(key=b"k")) * share, end=False, seconds=20)
+        last = Granted(raw.answers[again])
+        raw.wait_for(lambda: last.come_to(share), WAIT_SECONDS)
 
 
 def test_a_stream_that_is_never_read(server: Server, program: Program) -> None:

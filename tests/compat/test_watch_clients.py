@@ -57,6 +57,8 @@ def node(sources: Path) -> list[str]:
 def counted(server: Server) -> int:
     """How far the counter is."""
     with Client(server.port) as client:
+        # A busy machine may not connect in the time of a first attempt.
+        client.wait_connected()
         kvs = client.get(COUNTER).get("kvs", [])
     return int(kvs[0]["value"]) if kvs else 0
 
