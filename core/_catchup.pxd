@@ -29,6 +29,8 @@ cdef class CatchUp(LongReply):
     cdef bint has_begun
     cdef bint by_chain              # the key's own versions are walked, not all
     cdef bint holding               # compaction waits
+    cdef int64_t held               # what the store's `hold` answered
+    cdef size_t copied              # bytes that count in `source.copied`
     cdef int64_t compact_revision   # when it began: the walks must agree about what there is
     # What is measured for the message under way.
     cdef Place start
@@ -55,7 +57,8 @@ cdef class CatchUp(LongReply):
     cdef bint _measure(self) except -1
     cdef int _begin(self) except -1
     cdef bint _send(self, Port port) except -1
-    cdef int _fill(self) except -1
+    cdef void _release(self) noexcept
+    cdef int _fill(self, size_t until) except -1
 
 
 cdef CatchUp catch_up(

@@ -5,7 +5,8 @@ Rules:
    the revision through which nothing is missing now. Whoever is further behind asks again, so a
    watcher half a million revisions behind is one short step among others at a time.
 2. A message's size is known before its first byte: the walk is made twice, to measure and to send.
-   If that takes more than one step, compaction waits meanwhile, as it does for a hash.
+   If that takes more than one step, compaction waits meanwhile, as it does for a hash. When it is
+   a slow client that both wait for, what is left of the message is copied (`relieve`).
 3. A revision is never split, however large, unless its watcher asked for fragments.
 4. A watcher of one key walks that key's own versions, unless they are very many.
 """
@@ -13,6 +14,7 @@ Rules:
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcmp
 
+from quorate.core import limits
 from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve
 from quorate.core._errors cimport ERROR_COMPACTED
 from quorate.core._events cimport (
@@ -39,6 +41,10 @@ cdef enum:
     STEP_VERSIONS_MAX = 2000
     # Steps back along a key's versions before the whole history is walked instead.
     CHAIN_STEPS_MAX = 256
+
+
+cdef size_t COPY_MAX = limits.CATCH_UP_COPY_BYTES_MAX
+cdef size_t COPIES_MAX = limits.CATCH_UP_COPIES_BYTES_MAX
 
 
 cdef CatchUp catch_up(
@@ -134,7 +140,8 @@ cdef class CatchUp(LongReply):
                 self._begin()
         if self.sending:
             if not self._send(port):
-                self._hold()
+                if self.events_left or self.is_fragment:
+                    self._hold()
                 return False
             if self.is_fragment:
                 self.start = self.at
@@ -199,7 +206,7 @@ cdef class CatchUp(LongReply):
         cdef size_t size
         if self.message_left == self.message_size:
             flags = REPLY_FIRST
-        self._fill()
+        self._fill(REPLY_SLICE_MAX)
         size = min(self.out.size - self.out_at, <size_t>REPLY_SLICE_MAX, self.credit)
         if size == 0:
             self.waits = True
@@ -214,14 +221,14 @@ cdef class CatchUp(LongReply):
         self.sending = self.message_left != 0
         return not self.sending
 
-    cdef int _fill(self) except -1:
-        """Encode events until a slice is full."""
+    cdef int _fill(self, size_t until) except -1:
+        """Encode events until so many bytes wait."""
         cdef Version *version
         cdef Version *previous
         cdef size_t size
         if self.out_at == self.out.size:
             self.out.size = self.out_at = 0
-        while self.events_left and self.out.size - self.out_at < REPLY_SLICE_MAX:
+        while self.events_left and self.out.size - self.out_at < until:
             version = self._walk(&self.next)
             if version == NULL:
                 raise AssertionError(f"{self.events_left} events of {self.events} are gone")
@@ -245,12 +252,30 @@ cdef class CatchUp(LongReply):
         """It takes another step: what was measured must stay."""
         if not self.holding:
             self.holding = True
-            self.store.hold()
+            self.held = self.store.hold()
 
     cdef bint hinders(self) noexcept:
         return self.holding
 
-    cdef void finish(self) noexcept:
+    cdef int relieve(self) except -1:
+        """Compaction waits: copy what is left of the message if there is memory for it."""
+        cdef size_t size = self.message_left
+        if (not self.holding or not self.sending or self.is_fragment
+                or self.store.finished_revision == self.store.compact_revision
+                or size > COPY_MAX or self.source.copied + size > COPIES_MAX):
+            return 0
+        self.copied = size
+        self.source.copied += size
+        self._fill(size)
+        self._release()
+        return 0
+
+    cdef void _release(self) noexcept:
         if self.holding:
             self.holding = False
-            self.store.release_hold()
+            self.store.release_hold(self.held)
+
+    cdef void finish(self) noexcept:
+        self._release()
+        self.source.copied -= self.copied
+        self.copied = 0

@@ -24,6 +24,7 @@ cdef class Events:
     cdef list ports                 # slot -> Port or None
     cdef HistoryCursor cursor       # of the first version that is not in the ring
     cdef bint writing               # somebody follows
+    cdef readonly size_t copied         # bytes of messages that compaction does not wait for
     cdef readonly uint64_t caught_up    # events sent to watchers that were behind
     cdef Buffer records             # scratch
 

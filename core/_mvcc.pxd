@@ -57,6 +57,7 @@ cdef struct HashState:
     bint seen_kept
     bint of_sweep               # of a compaction, which keeps a tombstone at its own revision
     bint holding                # compactions to newer revisions wait for `hash_end`
+    int64_t held                # what `hold` answered
     bint done
     HistoryCursor at
 
@@ -65,6 +66,11 @@ cdef struct StoredHash:
     int64_t revision
     int64_t compact_revision
     uint32_t crc
+
+
+cdef enum:
+    # Compacted revisions that holders are told apart by; more of them count as the newest of these.
+    HOLDS_MAX = 8
 
 
 cdef struct Pin:
@@ -93,8 +99,8 @@ cdef class Store:
 
     # Pins, sorted by revision, and the compaction that runs.
     cdef Buffer pins
-    cdef uint32_t holds                         # hashes and long walks under way
-    cdef int64_t hold_revision                  # no sweep beyond this one while `holds`
+    cdef Pin[HOLDS_MAX] holds                   # hashes and long walks under way, the oldest first
+    cdef uint32_t hold_count
     cdef uint64_t leftovers                     # versions below `finished_revision` that pins kept
     cdef int64_t queued_revision                # the sweep to come that makes a hash, or -1
     cdef bint sweeping
@@ -157,9 +163,10 @@ cdef class Store:
     cdef int hash_begin(self, HashState *state, int64_t revision) noexcept nogil
     cdef bint hash_step(self, HashState *state, uint64_t budget) noexcept nogil
     cdef void hash_end(self, HashState *state) noexcept nogil
-    # While anybody holds, no sweep begins beyond what the first holder found compacted.
-    cdef void hold(self) noexcept nogil
-    cdef void release_hold(self) noexcept nogil
+    # While anybody holds, no sweep begins beyond what the oldest holder found compacted: the answer
+    # of `hold`, which `release_hold` is given.
+    cdef int64_t hold(self) noexcept nogil
+    cdef void release_hold(self, int64_t held) noexcept nogil
 
     # -- Figures, O(1).
     cdef int64_t live_keys(self) noexcept nogil

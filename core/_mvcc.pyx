@@ -550,8 +550,11 @@ cdef class Store:
             revision = self.finished_revision
         else:
             return False
-        if self.holds and revision > self.hold_revision:
-            return False
+        if self.hold_count and revision > self.holds[0].revision:
+            # As far as the oldest holder lets it, unless a hash is to be made of all of it.
+            if self.queued_revision >= 0 or self.holds[0].revision <= self.finished_revision:
+                return False
+            revision = self.holds[0].revision
         if not self.history.sweep_begin():
             return False
         self.sweep_hashes = self.queued_revision >= 0
@@ -623,7 +626,7 @@ cdef class Store:
             return ERROR_FUTURE_REVISION
         hash_start(state, revision or self.revision, self.compact_revision)
         self.history.seek(&state.at, 0, 0)
-        self.hold()
+        state.held = self.hold()
         state.holding = True
         return ERROR_NONE
 
@@ -649,17 +652,30 @@ cdef class Store:
         """Let compactions go on; also for a hash that was given up."""
         if state.holding:
             state.holding = False
-            self.release_hold()
+            self.release_hold(state.held)
 
-    cdef void hold(self) noexcept nogil:
+    cdef int64_t hold(self) noexcept nogil:
         """Keep what is stored now of revisions that are not compacted yet."""
-        if self.holds == 0:
-            self.hold_revision = self.compact_revision
-        self.holds += 1
+        cdef uint32_t at = self.hold_count
+        if at == 0 or (at < HOLDS_MAX and self.holds[at - 1].revision != self.compact_revision):
+            self.holds[at].revision = self.compact_revision
+            self.holds[at].count = 0
+            self.hold_count += 1
+        else:
+            at -= 1
+        self.holds[at].count += 1
+        return self.holds[at].revision
 
-    cdef void release_hold(self) noexcept nogil:
+    cdef void release_hold(self, int64_t held) noexcept nogil:
         """Take one `hold` back."""
-        self.holds -= 1
+        cdef uint32_t at = 0
+        while self.holds[at].revision != held:
+            at += 1
+        self.holds[at].count -= 1
+        if self.holds[at].count == 0:
+            self.hold_count -= 1
+            memmove(
+                &self.holds[at], &self.holds[at + 1], (self.hold_count - at) * sizeof(Pin))
 
     # -- figures
 

@@ -16,6 +16,7 @@ cdef class LongReply:
 
     cdef bint step(self, Port port) except -1
     cdef bint hinders(self) noexcept
+    cdef int relieve(self) except -1
     cdef void finish(self) noexcept
 
 

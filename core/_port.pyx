@@ -38,6 +38,9 @@ cdef class LongReply:
         """Whether this reply holds up what others need; then it may not take for ever."""
         return False
 
+    cdef int relieve(self) except -1:
+        """Called now and then: let others go on, if it can be done for little."""
+
     cdef void finish(self) noexcept:
         """The reply is complete or its asker is gone: let go of what it held."""
 
@@ -179,10 +182,13 @@ cdef class Port:
         return False
 
     def tick(self, uint32_t milliseconds, uint32_t milliseconds_max):
-        """Time went by: give up the replies that hinder others and are older than the limit."""
+        """Time went by: give up the replies that hinder others and are older than the limit. Raises
+        MemoryError.
+        """
         cdef LongReply reply
         for reply in list(self.long_replies.values()):
             reply.age += milliseconds
+            reply.relieve()
             if reply.age > milliseconds_max and reply.hinders():
                 self.refuse(reply.request_id, ERROR_LIST_ABANDONED)
                 self.cancel(reply.request_id)

@@ -152,6 +152,12 @@ WATCH_REVISION_BYTES_MAX = 4 * 1024 * 1024
 # Pairs of an event and a range that it concerns, of one revision; 16 bytes each.
 WATCH_NOTES_MAX = 1_048_576
 
+# What the core copies of a message for a slow client that compaction would have to wait for: any
+# revision that one request of puts can make; and all such copies together. Beyond it compaction
+# waits, LONG_REPLY_SECONDS_MAX at the most.
+CATCH_UP_COPY_BYTES_MAX = 2 * 1024 * 1024
+CATCH_UP_COPIES_BYTES_MAX = 64 * 1024 * 1024
+
 assert WATCH_SEND_BYTES_LOW < WATCH_SEND_BYTES_HIGH < WATCH_CONNECTION_BYTES_HIGH
 assert WATCH_CONNECTION_BYTES_HIGH < REPLY_BYTES_MAX
 assert WATCH_MESSAGE_BYTES_MAX < WATCH_SEND_BYTES_HIGH

@@ -8,6 +8,7 @@ from itertools import chain, pairwise
 
 import pytest
 
+from quorate.core import limits
 from quorate.core.errors import CompactedError
 from tests.core_driver import FOLLOW, WATCH, WINDOW, Call, Core
 from tests.depth import depth, seed
@@ -190,6 +191,96 @@ def test_compaction_waits_for_a_message_that_is_under_way() -> None:
     for _ in range(100):
         core.turn()
     assert core.store.finished_revision == last + 3
+
+
+def stalled(history: History, start: int) -> int:
+    """A watcher of the deletions from this revision on, whose client takes a window and no more."""
+    core = history.core
+    asked = core.worker.ask(WATCH, REQUEST.pack(7, start, PREVIOUS, 1) + b"kl")
+    for _ in range(20):
+        core.turn()
+        core.worker.absorb(credit=False)
+    assert len(core.worker.calls[asked].part) == WINDOW
+    return asked
+
+
+def fill_and_delete(history: History, size: int) -> int:
+    """One revision that puts four large values, and one that deletes them: the latter."""
+    history.write([(b"k%d" % number, bytes(size)) for number in range(4)])
+    history.write([(b"k%d" % number, None) for number in range(4)])
+    return history.revision
+
+
+def compact(history: History, revision: int) -> int:
+    """Compact by another worker; answers how far that got."""
+    core, writer = history.core, history.core.workers[1]
+    core.finish(writer.start("KV/Compact", {"revision": revision}), writer)
+    for _ in range(20):
+        core.turn()
+        core.worker.absorb(credit=False)
+    core.store.check()
+    return core.store.finished_revision
+
+
+def test_a_slow_client_holds_compaction_up_for_a_tick() -> None:
+    """A watcher that took nothing used to keep all that was written for ten minutes."""
+    history = History()
+    deleted = fill_and_delete(history, 300_000)
+    asked = stalled(history, deleted)
+    core = history.core
+    history.write([(b"z", b"")])
+    assert compact(history, history.revision) < history.revision
+    core.worker.port.tick(1000, 600_000)
+    copied = core.batch.events.copied
+    assert 1_000_000 < copied <= limits.CATCH_UP_COPY_BYTES_MAX
+    for _ in range(20):
+        core.turn()
+    assert core.store.finished_revision == history.revision
+    core.store.check()
+    core.worker.pull(asked, WINDOW)
+    call = core.finish(asked)
+    assert (call.error, call.extra) == (0, history.revision - 1)
+    [message] = call.messages
+    assert events_of(message, PREVIOUS) == history.wanted(deleted, b"k", b"l", PREVIOUS)[:4]
+    assert core.batch.events.copied == 0
+
+
+def test_what_is_too_large_to_be_copied_holds_compaction_up_until_it_is_given_up() -> None:
+    history = History(request_bytes_max=1 << 22)
+    deleted = fill_and_delete(history, 600_000)
+    asked = stalled(history, deleted)
+    core = history.core
+    for _ in range(3):
+        core.worker.port.tick(1000, 3000)
+        history.write([(b"z", b"")])
+        assert compact(history, history.revision) < deleted
+    core.worker.port.tick(1000, 3000)
+    for _ in range(20):
+        core.turn()
+        core.worker.absorb(credit=False)
+    assert core.batch.events.copied == 0
+    assert core.store.finished_revision == history.revision
+    assert core.worker.calls[asked].error
+
+
+def test_who_holds_compaction_up_does_so_for_what_came_before_it() -> None:
+    """Holders that overlapped without end used to stop all compaction."""
+    history = History(request_bytes_max=1 << 22)
+    core, asked, revisions = history.core, [], []
+    for _ in range(5):
+        deleted = fill_and_delete(history, 600_000)
+        asked.append(stalled(history, deleted))
+        if len(asked) > 1:
+            core.worker.cancel(asked[-2])
+        history.write([(b"z", b"")])
+        revisions.append(history.revision)
+        finished = compact(history, history.revision)
+        assert finished == (revisions[-2] if len(asked) > 1 else -1)
+    core.worker.cancel(asked[-1])
+    for _ in range(20):
+        core.turn()
+    assert core.store.finished_revision == history.revision
+    core.store.check()
 
 
 def test_a_slow_stream_gets_a_window_and_no_more() -> None:
