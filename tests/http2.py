@@ -214,9 +214,7 @@ class Raw:
         """An ordinary gRPC call with some header replaced."""
         return self.ask(grpc_headers(path, **replace), prefixed(message))
 
-    def wait_for(
-        self, condition: Callable[[], object], seconds: float = ANSWER_SECONDS
-    ) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = ANSWER_SECONDS) -> None:
         """Take in what comes until that is so."""
         stop = time.monotonic() + seconds
         while not condition():

@@ -269,7 +269,7 @@ def test_watchers_of_a_connection_have_a_limit(server: Server, program: Program)
         for stream in streams:
             raw.body(stream, prefixed(create(key=b"k")) * share, end=False, seconds=20)
         granted = [Granted(raw.answers[stream]) for stream in streams]
-        raw.wait_for(lambda: all([one.come_to(share) for one in granted]), WAIT_SECONDS)
+        raw.wait_for(lambda: all(one.come_to(share) for one in granted), WAIT_SECONDS)
         grown = server.memory() - before
         assert grown < WATCHERS_BYTES, f"{grown / MIB:.0f} MiB"
         answer = raw.answers[streams[0]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator

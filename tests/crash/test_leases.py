@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -125,8 +126,9 @@ def test_t14_a_jump_of_the_time_of_day_ends_no_lease_early_or_late(
     with Server(program, tmp_path / "server", "--election-timeout=500") as server:
         server.environment = {"LD_PRELOAD": str(library), "CLOCK_CONTROL": str(shift.path)}
         server.start()
-        yesterday = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 1.5 * DAY))
-        assert str(server.logged()[0]["ts"]) < yesterday, "the time of day is not replaced"
+        yesterday = datetime.now(UTC) - timedelta(days=1)
+        said = str(server.logged()[0]["ts"])
+        assert said < yesterday.isoformat(), "the time of day is not replaced"
         with Client(server.port) as client:
             before = time.monotonic()
             for lease, ttl in ((5, 1), (6, 100)):

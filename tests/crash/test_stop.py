@@ -81,13 +81,14 @@ def test_a_stop_ends_idle_streams_at_once(server: Server, program: Program) -> N
         half.half_close()
         stop = threading.Event()
 
-        def requests() -> Iterator[bytes]:
-            yield encode("LeaseKeepAliveRequest", {"ID": 5})
+        def requests(*leases: int) -> Iterator[bytes]:
+            for lease in leases:
+                yield encode("LeaseKeepAliveRequest", {"ID": lease})
             stop.wait(10)
 
-        kept = client.open(KEEP_ALIVE, requests(), 10)
+        kept = client.open(KEEP_ALIVE, requests(5), 10)
         assert next(kept)
-        silent = client.open(KEEP_ALIVE, iter(stop.wait, True), 10)
+        silent = client.open(KEEP_ALIVE, requests(), 10)
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         code = server.wait()
