@@ -144,6 +144,7 @@ def test_t14_a_jump_of_the_time_of_day_ends_no_lease_early_or_late(
             assert 90 <= left < 100
 
 
+@pytest.mark.slow
 def test_t13_a_standstill_of_all_processes_ends_no_lease_that_is_kept_alive(
     program: Program, tmp_path: Path
 ) -> None:
