@@ -18,6 +18,7 @@ from tests.watchcheck import (
     check_resumed,
     check_writes,
     outcome,
+    responses_of,
 )
 from tests.watches import DELETE, NODELETE, NOPUT, PUT, revision_of_event
 
@@ -367,6 +368,17 @@ def test_a_watch_from_now_on_may_begin_before_its_answer(history: History) -> No
     assert revision_of_event(first[0]) == 11
     del first[1:]
     assert "gap" in kinds(history, segment)
+
+
+def test_progress_is_told_to_the_watches_that_are_there() -> None:
+    """A stream's progress used to be held against a watch that compaction had canceled before."""
+    other = {"header": {"revision": 4}, "watch_id": 1, "created": True}
+    progress = [{"header": {"revision": revision}, "watch_id": -1} for revision in (5, 7, 9)]
+    created = {"header": {"revision": 6}, "created": True}
+    canceled = {"header": {"revision": 8}, "canceled": True, "compact_revision": 7}
+    told = [other, progress[0], created, progress[1], canceled, progress[2]]
+    assert responses_of(told, 0) == [created, progress[1], canceled]
+    assert responses_of(told, 1) == [other, *progress]
 
 
 def test_a_watch_resumes_where_it_was_cut(history: History) -> None:

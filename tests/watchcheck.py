@@ -46,7 +46,6 @@ from tests.watches import (
     NODELETE,
     NOPUT,
     PUT,
-    Stream,
     is_progress,
     revision_of,
     revision_of_event,
@@ -210,12 +209,15 @@ class Segment:
         return next((one for one in self.responses if one.get("canceled")), None)
 
 
-def responses_of(stream: Stream, watch_id: int) -> list[Message]:
-    """What the stream told a watch, with what it told all of them since that was created."""
+def responses_of(responses: Iterable[Message], watch_id: int) -> list[Message]:
+    """What a stream told a watch, with what it told all of them while that was there."""
     found: list[Message] = []
-    for response in list(stream.responses):
-        mine = response.get("watch_id", 0) == watch_id
-        if mine or (found and response.get("watch_id") == -1 and is_progress(response)):
+    there = False
+    for response in responses:
+        if response.get("watch_id", 0) == watch_id:
+            found.append(response)
+            there = not response.get("canceled")
+        elif there and response.get("watch_id") == -1 and is_progress(response):
             found.append(response)
     return found
 

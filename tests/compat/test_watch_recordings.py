@@ -161,7 +161,7 @@ class Replay:
                     tuple(asked.get("filters", [])),
                     bool(asked.get("prev_kv")),
                     bool(asked.get("fragment")),
-                    responses=responses_of(self.stream, answer.get("watch_id", 0)),
+                    responses=responses_of(list(self.stream.responses), answer.get("watch_id", 0)),
                     known=self.known,
                     until=0 if self.ended(answer.get("watch_id", 0)) else self.last,
                     name=f"round {self.round.number}, watch {answer.get('watch_id', 0)}",

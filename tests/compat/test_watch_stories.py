@@ -39,7 +39,7 @@ def judge(reference: Stream, last: int, *watches: tuple[Stream, int, Segment]) -
     """What the checker says of watches; the reference's watch 0 was told everything."""
     history = History(reference.wait_revision(0, last))
     for stream, watch_id, segment in watches:
-        segment.responses = responses_of(stream, watch_id)
+        segment.responses = responses_of(list(stream.responses), watch_id)
         segment.until = last
     return check(history, [segment for _, _, segment in watches])
 

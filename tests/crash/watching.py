@@ -198,7 +198,7 @@ class Watcher:
         """Note the responses of the segment that ended."""
         if self.watch_id is None:
             return
-        segment.responses = responses_of(stream, self.watch_id)
+        segment.responses = responses_of(list(stream.responses), self.watch_id)
         self.segments.append(segment)
         self.watch_id = None
 
