@@ -100,6 +100,8 @@ def start_node(
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
     node = Node(state, raft, wal, batch, ports, doorbell, logger, clock)
     elect(node)
+    # Workers may be asked for watches before the first turn.
+    batch.events.publish()
     return node
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 
 from quorate.core._disk import Disk
+from quorate.core._eventring import EventRing
 from quorate.core._ring import Doorbell
 from quorate.core._wal import make_directories
 from quorate.core.boot import start_node
@@ -49,6 +50,7 @@ class Member:
         data_dir: str = DATA,
         segment_bytes: int = SEGMENT_BYTES,
         now: int = 1000,
+        event_ring: EventRing | None = None,
     ) -> None:
         config = Config(data_dir=data_dir, workers=workers)
         logger = Logger((), "info")
@@ -61,6 +63,7 @@ class Member:
             self.fleet.ports,
             self.bell.fd,
             logger,
+            event_ring,
             clock=lambda: self.now,
             segment_bytes=segment_bytes,
             ahead=False,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from quorate.core._disk import DiskError
+from quorate.core._eventring import EventReader, EventRing
 from quorate.core._ring import Doorbell
 from quorate.core._run import Run
 from quorate.core._wal import Wal
@@ -74,6 +75,20 @@ def test_a_restart_finds_everything_and_begins_a_new_term() -> None:
     assert after.node.wal.node_id == before.node.wal.node_id
     assert after.put(b"next") == before.revision + 1
     after.check()
+
+
+def test_workers_know_the_revision_before_the_first_turn() -> None:
+    """Workers begin before the core turns. To one that was asked for a watch in between, the store
+    was at revision 0: a watch from now on was told of the whole past, and two progress requests
+    had the worker go round in a circle for ever."""
+    disk = new_disk()
+    before = stopped(disk)
+    ring = EventRing(1 << 16)
+    after = Member(disk.crash("nothing"), event_ring=ring)
+    assert EventReader(ring).seen == after.revision == before.revision
+    first = EventRing(1 << 16)
+    Member(new_disk(), event_ring=first)
+    assert EventReader(first).seen == 1
 
 
 def test_many_restarts_and_segments_later_all_is_there() -> None:
