@@ -14,6 +14,7 @@ class Grpc(Watches):
         replies: Ring | None = None,
         events: EventReader | None = None,
         watch_progress_interval: float = ...,
+        watch_seed: int | None = None,
         served: Iterable[str] = (),
         request_bytes_max: int = ...,
         txn_ops_max: int = ...,
@@ -28,7 +29,7 @@ class Grpc(Watches):
     ) -> None: ...
     def method_counts(self) -> dict[str, list[int]]: ...
     def set_time(self, now: int) -> None: ...
-    def deliver(self) -> None: ...
+    def deliver(self) -> bool: ...
 
 class Connection:
     finished: bool

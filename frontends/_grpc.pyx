@@ -613,14 +613,18 @@ cdef class Grpc(Watches):
             timer = wheel_pop(self.wheel, now)
 
     def deliver(self):
-        """Publish requests and take replies once; for connections without a pump."""
+        """Publish requests and take replies once; for connections without a pump.
+
+        Answers whether anything moved.
+        """
         cdef uint64_t head = self.watched_head()
-        self.publish()
-        if self.replies is not None:
-            self.take_replies(0xffffffff)
-        self.take_watched(head)
+        cdef bint moved = self.publish()
+        if self.replies is not None and self.take_replies(0xffffffff):
+            moved = True
+        if self.take_watched(head):
+            moved = True
         self.pay_owed()
-        self.publish()
+        return self.publish() or moved
 
 
 cdef uint32_t _hash(const uint8_t *data, size_t size) noexcept nogil:

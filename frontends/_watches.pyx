@@ -78,10 +78,14 @@ cdef class Watches(Replies):
 
     def __cinit__(
             self, *, EventReader events=None,
-            double watch_progress_interval=limits.WATCH_PROGRESS_SECONDS_DEFAULT, **_):
-        """`events` is the ring of all events; without it Watch is not served."""
+            double watch_progress_interval=limits.WATCH_PROGRESS_SECONDS_DEFAULT,
+            watch_seed=None, **_):
+        """`events` is the ring of all events; without it Watch is not served.
+
+        `watch_seed` decides what is left to chance, for a run that is to be repeated.
+        """
         self.reader = events
-        self.index = WatchIndex()
+        self.index = WatchIndex(watch_seed)
         self.progress_interval = <int64_t>(watch_progress_interval * 1e9)
 
     def __dealloc__(self):

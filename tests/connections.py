@@ -61,10 +61,12 @@ class Answer:
 
 
 class Client:
-    """The other end of a `Connection`."""
+    """The other end of a `Connection`, which is made unless one is given."""
 
-    def __init__(self, grpc: Grpc, settings: bytes = b"") -> None:
-        self.connection = Connection(grpc)
+    def __init__(
+        self, grpc: Grpc, settings: bytes = b"", connection: Connection | None = None
+    ) -> None:
+        self.connection = connection or Connection(grpc)
         self.answers: dict[int, Answer] = {}
         self.pings = 0
         self.server_pings = 0

@@ -25,6 +25,7 @@ from tests.watchcheck import (
     History,
     Op,
     Segment,
+    Told,
     Write,
     check,
     check_resumed,
@@ -194,7 +195,7 @@ class Watcher:
             done = max(done, segment.start_revision - 1, segment.told, begun)
         return done
 
-    def keep(self, segment: Segment, stream: Stream) -> None:
+    def keep(self, segment: Segment, stream: Told) -> None:
         """Note the responses of the segment that ended."""
         if self.watch_id is None:
             return
