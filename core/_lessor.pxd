@@ -70,7 +70,7 @@ cdef class Lessor:
     cdef Lease **old_buckets            # NULL at rest
     cdef uint64_t old_count
     cdef uint64_t moved
-    cdef uint64_t seed
+    cdef public uint64_t seed           # of the hash; set before the first lease, or never
 
     cdef Due *heap                      # four children each
     cdef uint32_t heap_count

@@ -1,6 +1,7 @@
 class Lessor:
     now: int
     ttl_min: int
+    seed: int
     is_primary: bool
     count: int
     granted: int

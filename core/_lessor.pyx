@@ -63,8 +63,8 @@ cdef class Lessor:
         self.buckets = <Lease **>calloc(BUCKETS_MIN, sizeof(Lease *))
         if self.buckets == NULL:
             raise MemoryError("no memory for a table of leases")
-        # An address, which no client knows: nobody can fill one bucket with chosen ids. Nothing
-        # that can be seen from outside depends on it.
+        # An address, which no client knows: nobody can fill one bucket with chosen ids. All that
+        # depends on it is the order in which leases go that run out at the same moment.
         self.seed = <uintptr_t>self.buckets
 
     def __dealloc__(self):

@@ -78,10 +78,16 @@ def start_node(
     logger: Logger,
     event_ring: EventRing | None = None,
     clock: Clock = monotonic_milliseconds,
+    chance: random.Random | None = None,
     **options: Unpack[LogOptions],
 ) -> Node:
-    """The same on any disk, where the directories exist already. Raises Fatal."""
+    """The same on any disk, where the directories exist already. Raises Fatal.
+
+    With a `chance` of its own a member is the same each time.
+    """
     state = State(ports, logger)
+    if chance is not None:
+        state.applier.lessor.seed = chance.getrandbits(64)
     state.applier.lessor.ttl_min = lease_seconds_min(config)
     started = None
     backend = open_backend(disk, snap_path(config))
@@ -96,7 +102,7 @@ def start_node(
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
     batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops, event_ring)
-    count = random.getrandbits(LEASE_COUNT_BITS)
+    count = (chance or random.Random()).getrandbits(LEASE_COUNT_BITS)
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
     node = Node(state, raft, wal, batch, ports, doorbell, logger, clock)
     elect(node)

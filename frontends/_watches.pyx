@@ -78,12 +78,9 @@ cdef class Watches(Replies):
 
     def __cinit__(
             self, *, EventReader events=None,
-            double watch_progress_interval=limits.WATCH_PROGRESS_SECONDS_DEFAULT,
-            watch_seed=None, **_):
-        """`events` is the ring of all events; without it Watch is not served.
-
-        `watch_seed` decides what is left to chance, for a run that is to be repeated.
-        """
+            double watch_progress_interval=limits.WATCH_PROGRESS_SECONDS_DEFAULT, watch_seed=None,
+            **_):
+        """`events`: the ring of all events, or Watch is not served; a `watch_seed` is for tests."""
         self.reader = events
         self.index = WatchIndex(watch_seed)
         self.progress_interval = <int64_t>(watch_progress_interval * 1e9)

@@ -51,6 +51,7 @@ class Member:
         segment_bytes: int = SEGMENT_BYTES,
         now: int = 1000,
         event_ring: EventRing | None = None,
+        chance: random.Random | None = None,
     ) -> None:
         config = Config(data_dir=data_dir, workers=workers)
         logger = Logger((), "info")
@@ -65,6 +66,7 @@ class Member:
             logger,
             event_ring,
             clock=lambda: self.now,
+            chance=chance,
             segment_bytes=segment_bytes,
             ahead=False,
         )

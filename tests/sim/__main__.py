@@ -20,8 +20,8 @@ from tests.sim.small import shrink
 def main(arguments: Sequence[str]) -> int:
     """Run the seeds that are asked for; 1 when one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=main.__doc__)
-    parser.add_argument("seed", type=int)
-    parser.add_argument("--count", type=int, default=1, help="so many seeds, from SEED on")
+    parser.add_argument("seeds", type=int, nargs="+", metavar="SEED")
+    parser.add_argument("--count", type=int, default=1, help="so many seeds, from each SEED on")
     parser.add_argument("--steps", type=int, default=None, help="of each run")
     parser.add_argument("--trace", action="store_true", help="print every step, every byte")
     asked = parser.parse_args(arguments)
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     options = {} if asked.steps is None else {"steps": asked.steps}
     if asked.trace:
         options["say"] = lambda line: sys.stdout.write(line + "\n")
-    for seed in range(asked.seed, asked.seed + asked.count):
+    for seed in [start + at for start in asked.seeds for at in range(asked.count)]:
         run = world.World(seed, **options)
         try:
             digest = run.run()

@@ -95,6 +95,10 @@ class SimStream:
         """Whether every create and cancel is answered."""
         return len(self.created) == self.creates and not self.canceling
 
+    def begun(self, revision: int) -> bool:
+        """Whether all watches begin at that revision or before."""
+        return all(segment.start_revision <= revision for _, segment in self.open.values())
+
     def told(self) -> int:
         """The revision of the last answer to a progress request."""
         answers = [
