@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class SimStream:
         self.ended = False
         self.canceling: set[int] = set()
         self.open: dict[int, tuple[Watcher, Segment]] = {}
+        self._progress_asked: deque[int] = deque()
         self._peer = peer
         self._acknowledged = acknowledged
         self._next_id = IDS_FROM
@@ -63,8 +65,9 @@ class SimStream:
             self.canceling.add(watch_id)
             self._send({"cancel_request": {"watch_id": watch_id}})
 
-    def progress(self) -> None:
-        """Ask how far all is complete."""
+    def progress(self, known: int) -> None:
+        """Ask how far all is complete, when `known` was acknowledged to somebody."""
+        self._progress_asked.append(known)
         self._send({"progress_request": {}})
 
     def reset(self) -> None:
@@ -115,6 +118,11 @@ class SimStream:
         self.responses.append(response)
         if response.get("created"):
             self.created.append(response)
+        if response.get("watch_id") == NO_WATCH and is_progress(response):
+            # One answer may be for several requests, and a request may have none.
+            known = self._progress_asked.popleft()
+            text = f"progress {revision_of(response)}, {known} was acknowledged before"
+            assert revision_of(response) >= known, text
 
     def _end(self, how: Refusal) -> None:
         assert how.code == LOST, how
@@ -167,7 +175,7 @@ class Observer(Actor):
         stream = chance.choice(self.streams)
         kind = chance.random()
         if kind < 0.25:
-            stream.progress()
+            stream.progress(self.world.records.acknowledged)
         elif kind < 0.25 + self.world.shape.cancels:
             self.world.note(f"{self.name} cancels")
             stream.cancel(chance)
@@ -212,7 +220,7 @@ class Reference(Observer):
 
     def ask(self, peer: Peer) -> None:
         if self.world.chance.random() < 0.2:
-            self.streams[0].progress()
+            self.streams[0].progress(self.world.records.acknowledged)
 
 
 def observers(world: World) -> list[Observer]:

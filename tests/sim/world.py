@@ -386,7 +386,7 @@ class World:
         await self._write_last()
         for observer in self.observers:
             for stream in observer.streams:
-                stream.progress()
+                stream.progress(self.records.acknowledged)
         await self.rest("progress is told")
         last = self.records.acknowledged
         for observer in self.observers:
