@@ -28,7 +28,7 @@ class Lease:
     id: int
     floor: int
     granted: bool = False  # it is known to be
-    revoked: bool = False  # somebody asked for its end
+    revokes: int = 0  # how often somebody asked for its end
 
 
 @dataclass
@@ -117,7 +117,7 @@ def lease_ends(history: History, records: Records) -> Iterator[Write]:
 
 def may_end(lease: Lease, when: int) -> bool:
     """Whether a lease may be over at that time."""
-    return lease.revoked or when >= lease.floor
+    return bool(lease.revokes) or when >= lease.floor
 
 
 def check_leases(history: History, records: Records) -> Iterator[Complaint]:

@@ -87,8 +87,8 @@ class Shape:
             ),
             event_ring_bytes=kilobytes * chance.choice([64, 64, 128]),
             quick_syncs=chance.choice([0.0, 0.3, 1.0]),
-            huge=chance.choice([0.0, 0.02, 0.15]),
-            compactions=chance.choice([0.0, 0.01, 0.05]),
+            huge=chance.choice([0.0, 0.03, 0.2]),
+            compactions=chance.choice([0.0, 0.02, 0.12]),
             cancels=chance.choice([0.0, 0.05, 0.2]),
             faults={
                 name: weight * chance.choice([0.0, 0.5, 1.0, 3.0])
@@ -226,7 +226,7 @@ class World:
         for actor in self.actors:
             weight = 1.0 if actor.due() else 0.0
             if asks and not actor.deaf:
-                weight = max(weight, 0.4)
+                weight = max(weight, 0.5)
             choices.append((weight, actor.name, partial(actor.act, asks)))
         if asks:
             choices.append((0.5, "time", self._pass_time))
@@ -348,7 +348,8 @@ class World:
         self.kill(self._any_worker())
 
     def _pause_worker(self) -> None:
-        self.paused_until[self._any_worker()] = self.steps + self.chance.randrange(10, 200)
+        steps = self.chance.choice([20, 100, 600])
+        self.paused_until[self._any_worker()] = self.steps + self.chance.randrange(10, steps)
 
     def _pause_core(self) -> None:
         self.core_paused_until = self.steps + self.chance.randrange(10, 150)
