@@ -370,6 +370,8 @@ cdef class Batch:
             waiter.generation = port.generation
             waiter.method = METHOD_LEASE_KEEP_ALIVE
             lessor.renewing += 1
+            if lease != NULL:
+                lessor.await_renewal(lease)
             return self._add_entry(
                 self._late_run(), TAG_LEASE_CHECKPOINT, entry,
                 write_checkpoint(entry, lease_id, 0), &waiter)

@@ -86,6 +86,7 @@ cdef class Lessor:
 
     # Time.
     cdef int64_t renew(self, Lease *lease) noexcept nogil       # answers the TTL
+    cdef void await_renewal(self, Lease *lease) noexcept nogil
     cdef int64_t remaining(self, const Lease *lease) noexcept nogil     # seconds
     cdef Lease *next_due(self) noexcept nogil                   # NULL: none, for now
     cdef void expire(self, Lease *lease) noexcept nogil

@@ -17,7 +17,8 @@ Rules:
 6. `expire` marks a lease: its revoke is on the way into the log. Until that is applied, or refused,
    nothing is proposed for it again, for a client may grant the same id anew behind it.
 7. A lease whose checkpoint is in the log, or on the way, has less time there than a keep-alive
-   would promise: its keep-alive has to go through the log, too (`needs_log`).
+   would promise: its keep-alive has to go through the log, too (`needs_log`). One that came in
+   time counts from then on (`await_renewal`): no revoke is put behind it into the log meanwhile.
 """
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -210,6 +211,12 @@ cdef class Lessor:
             lease.expiry = self.now + lease.ttl * 1000
         self.renewed += 1
         return lease.ttl
+
+    cdef void await_renewal(self, Lease *lease) noexcept nogil:
+        """A keep-alive is on its way into the log; it counts from now on, unless it comes too late.
+        """
+        if self.is_primary and not lease.flags & LEASE_EXPIRING:
+            lease.expiry = self.now + lease.ttl * 1000
 
     cdef int64_t remaining(self, const Lease *lease) noexcept nogil:
         """Whole seconds that are left; as in etcd less than was granted, from the first moment on.

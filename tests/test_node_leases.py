@@ -125,6 +125,33 @@ def test_a_keep_alive_waits_for_the_checkpoint_on_its_way() -> None:
     assert left(Member(disk), 5) == 599
 
 
+def test_a_keep_alive_that_waits_for_the_log_came_in_time() -> None:
+    """It goes through the log, behind that of a lease whose revoke is on its way. While the disk
+    hung its lease ran out, and the revoke was put behind it into the log: the client was told that
+    the lease lives, and at the same moment it was gone."""
+    disk = new_disk()
+    member = Member(disk)
+    grant(member, 5, 10)
+    grant(member, 6, 12)
+    member.now += 10_000
+    member.turn()
+    with held(disk) as gate:
+        asked = [member.worker.start("Lease/LeaseKeepAlive", {"ID": lease}) for lease in (5, 6)]
+        member.turn()
+        member.now += 2_000
+        for _ in range(5):
+            member.turn()
+        gate.set()
+        member.settle()
+    told = [member.worker.calls.pop(one).messages for one in asked]
+    replies = [decode("LeaseKeepAliveResponse", one) for [one] in told]
+    assert [reply.get("TTL", 0) for reply in replies] == [0, 12]
+    assert listed(member) == [6]
+    member.now += 12_000
+    member.settle()
+    assert listed(member) == []
+
+
 def test_a_keep_alive_waits_for_the_revoke_on_its_way() -> None:
     disk = new_disk()
     member = Member(disk)
