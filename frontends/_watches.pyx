@@ -347,7 +347,8 @@ cdef class Watches(Replies):
                 NULL)
         else:
             watcher.revision = <int64_t>reply.extra + 1
-            if <int64_t>reply.extra >= self.seen:
+            # What has gone by of a giant is in no batch any more.
+            if <int64_t>reply.extra >= max(self.seen, self.giant):
                 watcher.flags |= WATCHER_LIVE
                 stream.live_count += 1
                 self.behind_count -= 1
