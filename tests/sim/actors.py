@@ -358,7 +358,7 @@ class Visitor(Actor):
         peer.ask(name, {}, self.answered)
 
     def answered(self, reply: Message | Refusal) -> None:
-        """What Status tells is no older than what was acknowledged before it was taken."""
+        """Nothing is wrong with the request."""
         assert not isinstance(reply, Refusal) or reply.code not in CERTAIN, reply
 
 

@@ -33,8 +33,6 @@ ROUNDS_MAX = 50
 SOCKET_BYTES = 32 * 1024
 RECEIVE_BYTES = 16 * 1024
 SEND_BYTES = 64 * 1024
-# A turn that nothing happens for.
-IDLE_SECONDS = 3600.0
 PROGRESS_SECONDS = 0.5
 KEEPALIVE_SECONDS = 120.0
 
@@ -104,7 +102,6 @@ class SimPump(Grpc):
         self.due = True
         self.stopped = False
         self.is_accepting = False
-        self.is_draining = False
         self.nanoseconds = 0
         self.gone = 0
         self._bell = bell
@@ -179,7 +176,7 @@ class SimPump(Grpc):
 
     def drain(self) -> None:
         """Take no more clients."""
-        self.is_accepting, self.is_draining = False, True
+        self.is_accepting = False
         for link in self.links:
             link.server.shut_down()
 
