@@ -131,9 +131,15 @@ def raw(flags: int, count: int, body: bytes) -> Callable[[Maker], None]:
     return lambda maker: maker.place(3, flags, count, body)
 
 
-def overflowing(maker: Maker) -> None:
-    maker.leaf(3, [(b"a", b"")])
-    maker.pages[3] = maker.pages[3][:12] + b"\xff" * 4 + maker.pages[3][16:]
+def header(offset: int, value: bytes) -> Callable[[Maker], None]:
+    """A leaf of one key whose header has other bytes there."""
+
+    def build(maker: Maker) -> None:
+        maker.leaf(3, [(b"a", b"")])
+        page = maker.pages[3]
+        maker.pages[3] = page[:offset] + value + page[offset + len(value) :]
+
+    return build
 
 
 def low_branch(*children: tuple[bytes, int]) -> Callable[[Maker], None]:
@@ -172,7 +178,9 @@ CASES: list[tuple[Callable[[Maker], None], str]] = [
     (raw(LEAF, 2, leaf_body([(b"b", b""), (b"a", b"")])), "page 3: its keys do not ascend"),
     (raw(LEAF, 2, leaf_body([(b"aa", b""), (b"a", b"")])), "page 3: its keys do not ascend"),
     (lambda maker: maker.leaf(3, [(b"k", bytes(5000))]), "page 3: it goes on behind the last"),
-    (overflowing, "page 3: it goes on behind the last"),
+    (header(0, b"\x04"), "page 3: it has the number of another page"),
+    (header(12, b"\x01"), "page 3: it takes more pages than its elements need"),
+    (header(12, b"\xff" * 4), "page 3: it goes on behind the last"),
     (lambda maker: maker.leaf(2, [(b"b", b"")], flags=1), "page 2: the value of a bucket"),
     (lambda maker: maker.leaf(2, [(b"b", bytes(16))], flags=1), "page 2: the value of an inline"),
     (lambda maker: maker.leaf(2, [(b"b", bytes(32))], flags=1), "page 2: the page of an inline"),
