@@ -14,7 +14,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
 
@@ -25,7 +25,6 @@ from tests.watchcheck import (
     History,
     Op,
     Segment,
-    Told,
     Write,
     check,
     check_resumed,
@@ -195,11 +194,11 @@ class Watcher:
             done = max(done, segment.start_revision - 1, segment.told, begun)
         return done
 
-    def keep(self, segment: Segment, stream: Told) -> None:
+    def keep(self, segment: Segment, told: Iterable[Message]) -> None:
         """Note the responses of the segment that ended."""
         if self.watch_id is None:
             return
-        segment.responses = responses_of(list(stream.responses), self.watch_id)
+        segment.responses = responses_of(told, self.watch_id)
         self.segments.append(segment)
         self.watch_id = None
 
@@ -282,7 +281,7 @@ class Watching:
         stream.close()
         self._look(stream)
         for watcher, segment in self._open.values():
-            watcher.keep(segment, stream)
+            watcher.keep(segment, list(stream.responses))
 
     def _ask(self, stream: Stream, watcher: Watcher) -> None:
         segment = watcher.next(self._writers.acknowledged)
@@ -296,7 +295,7 @@ class Watching:
                 watcher.watch_id = int(stream.created[number].get("watch_id", 0))
             if watcher.watch_id is not None and stream.of(watcher.watch_id).canceled:
                 del self._open[number]
-                watcher.keep(segment, stream)
+                watcher.keep(segment, list(stream.responses))
                 if not self.stopped.is_set() and stream.end is None:
                     self._ask(stream, watcher)
 

@@ -84,14 +84,14 @@ class SimStream:
                 assert watcher.watch_id != NO_WATCH, self.created[number]
             if watcher.watch_id is not None and watcher.watch_id in canceled:
                 del self.open[number]
-                watcher.keep(segment, self)
+                watcher.keep(segment, self.responses)
                 if not self.ended:
                     self.ask(watcher, known, own_id)
 
     def leave(self) -> None:
         """The stream is over: keep what its watches were told."""
         for watcher, segment in self.open.values():
-            watcher.keep(segment, self)
+            watcher.keep(segment, self.responses)
         self.open.clear()
 
     def complete(self) -> bool:
