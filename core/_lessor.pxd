@@ -65,6 +65,7 @@ cdef class Lessor:
     cdef uint64_t ttl_counts[TTL_BUCKETS]
 
     # The table; while it changes its size, buckets from `moved` on are still the old one's.
+    cdef Lease *last_found              # or NULL; asked for again at once, as a rule
     cdef Lease **buckets
     cdef uint64_t bucket_count          # a power of two
     cdef Lease **old_buckets            # NULL at rest
