@@ -6,8 +6,9 @@ Rules for pages:
 2. `Class.method` or `module.name` is defined somewhere in our code; a name with an underscore
    occurs in it.
 3. A block `sh` must be a script that bash can read, of commands that exist. `sh run` is run in the
-   root, and a `text` block right after it is its output. `sh server` is run until the page is over.
-   ETCD_* and ETCDCTL_* lead both to a free port and an empty directory.
+   root, and a `text` block right after it is its output. `sh server` is run until the page is over
+   or another one takes its place and its directory. ETCD_* and ETCDCTL_* lead both to a free port
+   and a directory that is empty at first.
 """
 
 from __future__ import annotations
@@ -353,14 +354,16 @@ def scripts(text: str) -> list[tuple[str, str, str | None]]:
     return found
 
 
-def server_command(script: str) -> Path:
-    """`./tools/run`, or what it becomes, if it would have to build first."""
+def server_program(script: str) -> Program:
+    """A real etcd, or `./tools/run` (or what it becomes, if it would have to build first)."""
     command = script.strip()
-    assert command == "./tools/run", "a server block starts the server as users do"
+    if command == "etcd":
+        return Program("etcd", Path(need("etcd")))
+    assert command == "./tools/run", "a server block starts a server as users do"
     fresh = "source tools/provision; is_fresh run"
     if subprocess.run(["bash", "-c", fresh], cwd=ROOT, timeout=10).returncode == 0:
-        return ROOT / "tools" / "run"
-    return ROOT / ".venv" / "bin" / "quorate"
+        return Program("quorate", ROOT / "tools" / "run")
+    return Program("quorate", ROOT / ".venv" / "bin" / "quorate")
 
 
 class Documented(Server):
@@ -374,6 +377,7 @@ class Documented(Server):
         self.environment["ETCD_LISTEN_CLIENT_URLS"] = url
         self.environment["ETCD_ADVERTISE_CLIENT_URLS"] = url
         self.environment["ETCD_DATA_DIR"] = str(self.data)
+        self.environment["ETCD_LISTEN_PEER_URLS"] = f"http://127.0.0.1:{self.peer_port}"
         return super().start(seconds)
 
 
@@ -390,10 +394,13 @@ def test_commands_do_what_the_page_says(page: Path, tmp_path: Path) -> None:
     try:
         for kind, script, shown in scripts(page.read_text(encoding="utf-8")):
             if kind == "server":
-                program = Program("quorate", server_command(script))
-                server = Documented(program, tmp_path / "server")
+                # The next one takes the place of the one before: its directory.
+                if server is not None:
+                    server.stop()
+                server = Documented(server_program(script), tmp_path / "server")
                 server.start()
                 environment["ETCDCTL_ENDPOINTS"] = f"http://127.0.0.1:{server.port}"
+                environment["ETCD_DATA_DIR"] = str(server.data)
                 continue
             if "etcdctl" in script:
                 need("etcdctl")
@@ -408,7 +415,7 @@ def test_commands_do_what_the_page_says(page: Path, tmp_path: Path) -> None:
             )
             assert done.returncode == 0, done.stdout + done.stderr
             assert shown is None or done.stdout == shown
-        assert server is None or server.stop() == 0
+        assert server is None or server.stop() == 0 or not server.program.is_quorate
     finally:
         if server is not None:
             server.close()
