@@ -86,6 +86,7 @@ cdef struct Peer:
     Route *route            # what it means
     size_t partial_bytes    # of messages that are not whole yet
     size_t reply_bytes      # of replies that are not framed yet
+    size_t early            # when there are so many, some are sent amid a delivery
     uint32_t watchers
     Peer *next_dirty
     bint is_dirty           # has something to send

@@ -180,7 +180,9 @@ cdef class Grpc(Watches):
 
     cdef size_t drain_peer(self, Peer *peer, uint8_t *out, size_t room) noexcept nogil:
         """Write what is to be sent; answers how much was written."""
-        return http2_drain(&peer.http2, out, room)
+        cdef size_t size = http2_drain(&peer.http2, out, room)
+        peer.early = peer.reply_bytes + EARLY_BYTES
+        return size
 
     cdef void close_peer(self, Peer *peer) noexcept nogil:
         """End a connection's calls, free its session; the caller took it off the dirty list."""

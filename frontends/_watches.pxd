@@ -6,42 +6,19 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from quorate.core._bytes cimport Buffer
 from quorate.core._eventring cimport EventReader, EventRecord
 from quorate.core._record cimport Reply
-from quorate.frontends._replies cimport *
+from quorate.frontends._fanout cimport *
 from quorate.frontends._watchindex cimport Subject, Watcher, WatchIndex, WatchStream
 from quorate.frontends._watchrequest cimport WatchCreate
 
 
-cdef struct Note:
-    # One event that concerns a subject.
-    const EventRecord *record
-    uint32_t next           # 1 + place of the subject's next one, or 0
-
-
-cdef struct Touched:
-    # A subject that a batch of events concerns.
-    Subject *subject
-    uint32_t count
-    uint32_t first          # 1 + place of its first Note
-    uint32_t last
-
-
-cdef class Watches(Replies):
-    cdef EventReader reader         # None: nothing can be watched
-    cdef WatchIndex index
+cdef class Watches(FanOut):
     cdef int64_t progress_interval  # ns
-    cdef int64_t seen               # all events up to this revision were delivered
     cdef int64_t giant              # a revision too large to be gathered here, or 0
     cdef uint64_t follow_id         # of the call that asks for all events, or 0
     cdef bint follows               # the ring goes on where `seen` ends
-    cdef Buffer records             # of the ring, not delivered yet
-    cdef Buffer found               # Subject *
-    cdef Buffer notes               # Note
-    cdef Buffer touched             # Touched
-    cdef Buffer block               # the encoded events of one subject
     cdef WatchStream *waiting       # streams with a progress request
     cdef uint64_t stream_count
     cdef uint64_t behind_count      # watchers that are not live
-    cdef uint64_t events_sent
 
     # What clients ask.
     cdef void _take_watch_request(
@@ -54,9 +31,6 @@ cdef class Watches(Replies):
     cdef bint _respond(
         self, Call *call, int64_t revision, int64_t watch_id, uint32_t what,
         int64_t compact_revision, const char *reason) noexcept nogil
-
-    cdef uint8_t *_write_head(
-        self, uint8_t *at, int64_t revision, int64_t watch_id) noexcept nogil
 
     # Who catches up.
     cdef void _fall_behind(self, Watcher *watcher, int64_t revision) noexcept nogil
@@ -76,21 +50,6 @@ cdef class Watches(Replies):
     cdef uint64_t watched_head(self) noexcept nogil
     cdef bint take_watched(self, uint64_t head) except -1 nogil
     cdef int _deliver_records(self) except -1 nogil
-    cdef size_t _end_of_revision(self, size_t at) noexcept nogil
-    cdef bint _note_all(self, size_t at, size_t end) except -1 nogil
-    cdef int _note(self, const EventRecord *record) except -1 nogil
-    cdef int _match(self, const EventRecord *record) except -1 nogil
-    cdef void _forget_notes(self) noexcept nogil
-    cdef size_t _leave_behind(self, size_t at, size_t end) except? 1 nogil
-    cdef int _deliver(self, int64_t revision) except -1 nogil
-    cdef int _deliver_to(self, const Touched *touched) except -1 nogil
-    cdef bint _gather_block(self, const Subject *subject, uint32_t place) except -1 nogil
-    cdef size_t _skip(
-        self, const Subject *subject, uint32_t place, int64_t revision) noexcept nogil
-    cdef void _send_events(
-        self, Watcher *watcher, int64_t revision, const uint8_t *events,
-        size_t size) noexcept nogil
-    cdef bint _is_slow(self, const Call *call) noexcept nogil
 
     # Progress.
     cdef void _tell_progress(self) noexcept nogil

@@ -76,6 +76,7 @@ cdef class Pump(Grpc):
 
     cdef void _flush_all(self) noexcept nogil
     cdef void _flush(self, Client *client) noexcept nogil
+    cdef void _send_early(self, Peer *peer) noexcept nogil
     cdef bint _send_unsent(self, Client *client) noexcept nogil
     cdef void _send(self, Client *client, size_t size) noexcept nogil
     cdef void _set_interest(self, Client *client) noexcept nogil

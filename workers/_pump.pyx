@@ -485,6 +485,16 @@ cdef class Pump(Grpc):
             self.mark_dirty(&client.peer)
         self._set_interest(client)
 
+    cdef void _send_early(self, Peer *peer) noexcept nogil:
+        """One send amid a delivery; what comes of it is seen to by the round's flush."""
+        cdef Client *client = <Client *>peer.transport
+        cdef size_t size
+        if client.is_gone or client.unsent.size:
+            return
+        size = self.drain_peer(peer, self.outbox, SEND_MAX + FRAME_ROOM)
+        if size:
+            self._send(client, size)
+
     cdef bint _send_unsent(self, Client *client) noexcept nogil:
         """Send what an earlier send left over; True when it is all gone."""
         cdef ssize_t sent = send(

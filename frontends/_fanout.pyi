@@ -1,0 +1,3 @@
+from quorate.frontends._replies import Replies
+
+class FanOut(Replies): ...
