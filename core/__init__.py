@@ -46,6 +46,7 @@ State
     _selection, _listing        what a Range selects, and how a long answer leaves in slices
     _storeview          the store for Python: tests and tools
     backend, _restore   etcd's backend file becomes the state
+    _checkpoint         the store becomes such a file
     snapfile            etcd's snapshot files, for the members that they name
 
 The process *

@@ -44,6 +44,13 @@ cdef struct LeaseRow:
     int64_t id
 
 
+cdef struct SavedLease:
+    # What the log has of a lease.
+    int64_t id
+    int64_t ttl
+    int64_t remaining
+
+
 cdef class Lessor:
     cdef readonly Arena arena
     cdef public int64_t now             # milliseconds of the core's monotonic clock
@@ -96,6 +103,7 @@ cdef class Lessor:
 
     # Lists.
     cdef int append_rows(self, Buffer *rows) except -1          # LeaseRow, in no order
+    cdef int append_saved(self, Buffer *rows) except -1         # SavedLease, in no order
     cdef uint64_t count_keys(self, const Lease *lease, uint64_t at_most) noexcept nogil
     cdef size_t keys_size(self, const Lease *lease) noexcept nogil      # memory to list its keys
     cdef int append_keys(self, const Lease *lease, Buffer *rows) except -1      # KeyRow, sorted

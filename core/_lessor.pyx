@@ -21,12 +21,12 @@ Rules:
    time counts from then on (`await_renewal`): no revoke is put behind it into the log meanwhile.
 """
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort, realloc
 from libc.string cimport memcmp
 
 from quorate.core._arena cimport Arena
-from quorate.core._bytes cimport Buffer, buffer_reserve, load_be64
+from quorate.core._bytes cimport Buffer, buffer_append, buffer_reserve, load_be64
 from quorate.core._errors cimport (
     ERROR_LEASE_EXISTS, ERROR_LEASE_NOT_FOUND, ERROR_LEASE_TTL_TOO_LARGE, ERROR_NONE,
 )
@@ -292,6 +292,22 @@ cdef class Lessor:
                 row.expiry = lease.expiry
                 row.id = lease.id
                 row += 1
+                lease = lease.chain
+        return 0
+
+    cdef int append_saved(self, Buffer *rows) except -1:
+        """What the log has of every lease, in no order."""
+        cdef uint64_t i
+        cdef Lease *lease
+        cdef SavedLease saved
+        buffer_reserve(rows, self.count * sizeof(SavedLease))
+        for i in range(self.old_count + self.bucket_count):
+            lease = self.old_buckets[i] if i < self.old_count else self.buckets[i - self.old_count]
+            while lease != NULL:
+                saved.id = lease.id
+                saved.ttl = lease.ttl
+                saved.remaining = lease.remaining
+                buffer_append(rows, <const uint8_t *>&saved, sizeof(SavedLease))
                 lease = lease.chain
         return 0
 

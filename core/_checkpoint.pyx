@@ -1,0 +1,133 @@
+"""A store as etcd's backend file has it, written in slices while the store goes on.
+
+Rules:
+1. What is written is the store as it was when this began: versions do not change, newer ones come
+   behind, and what compactions from then on would take is held. Leases are copied at once.
+2. The file is one in which the newest compaction is done, whether or not the store's own has come
+   so far. etcd counts versions from what it finds, so garbage may be missing only from the oldest
+   on: here all of it is.
+3. The other buckets, and the marks, are the caller's.
+"""
+
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport qsort
+
+from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve, store_be64
+from quorate.core._lessor cimport SavedLease
+from quorate.core._protobuf cimport Span, write_varint
+from quorate.core._reply cimport OMIT_NOTHING, append_key_value, key_value_size, write_number
+from quorate.core._version cimport version_is_tombstone, version_key, version_key_size
+
+cdef enum:
+    REVISION_BYTES = 17
+    UNDERSCORE = 95
+    MARK = 116              # 't' behind the revision of a tombstone
+    TAG_KEY = 10
+    LEASE_BYTES_MAX = 33
+
+
+cdef class Checkpoint:
+    """Writes the buckets `lease` and `key`."""
+
+    def __init__(self, Store store not None, BoltWriter writer not None):
+        """`writer` has no open bucket."""
+        self.store = store
+        self.writer = writer
+        self.revision = store.revision
+        self.compact_revision = store.compact_revision
+        self.held = store.hold()
+        self.holding = True
+        store.lessor.append_saved(&self.leases)
+        qsort(self.leases.data, self.leases.size // sizeof(SavedLease), sizeof(SavedLease), by_id)
+        store.history_seek(&self.at, 0, 0)
+        writer.begin(b"lease")
+
+    def __dealloc__(self):
+        buffer_free(&self.leases)
+        buffer_free(&self.scratch)
+
+    def step(self, uint64_t pairs):
+        """Write so many pairs more; False when all are written. Raises DiskError, Fatal."""
+        if self.stage == STAGE_LEASES and not self._lease_step(pairs):
+            self.writer.end()
+            self.writer.begin(b"key")
+            self.stage = STAGE_KEYS
+        elif self.stage == STAGE_KEYS and not self._key_step(pairs):
+            self.writer.end()
+            self.stage = STAGE_DONE
+            self.close()
+        return self.stage != STAGE_DONE
+
+    def close(self):
+        """Let compactions go on; also for a checkpoint that is given up."""
+        if self.holding:
+            self.holding = False
+            self.store.release_hold(self.held)
+
+    cdef bint _lease_step(self, uint64_t pairs) except -1:
+        cdef uint8_t[8] key
+        cdef uint8_t[LEASE_BYTES_MAX] value
+        cdef uint8_t *end
+        cdef const SavedLease *lease
+        while pairs and self.lease_at < self.leases.size:
+            lease = <const SavedLease *>(self.leases.data + self.lease_at)
+            store_be64(key, <uint64_t>lease.id)
+            end = write_number(value, 8, <uint64_t>lease.id)
+            end = write_number(end, 16, <uint64_t>lease.ttl)
+            end = write_number(end, 24, <uint64_t>lease.remaining)
+            self.writer.push(Span(&key[0], 8), Span(&value[0], end - &value[0]))
+            self.lease_at += sizeof(SavedLease)
+            self.pairs += 1
+            pairs -= 1
+        return self.lease_at < self.leases.size
+
+    cdef bint _key_step(self, uint64_t pairs) except -1:
+        cdef const Version *version
+        with nogil:
+            while pairs:
+                version = self.store.history_next(&self.at)
+                if version == NULL or version.mod_revision > self.revision:
+                    return False
+                if self._is_wanted(version):
+                    self._write_version(version)
+                    self.pairs += 1
+                pairs -= 1
+        return True
+
+    cdef bint _is_wanted(self, const Version *version) noexcept nogil:
+        """Whether a compaction to `compact_revision` leaves it."""
+        if version.mod_revision >= self.compact_revision:
+            return True
+        if version_is_tombstone(version):
+            return False
+        return version.newer == NULL or version.newer.mod_revision > self.compact_revision
+
+    cdef int _write_version(self, const Version *version) except -1 nogil:
+        """A pair of the bucket `key`: what a compaction and a hash of etcd see."""
+        cdef uint8_t[REVISION_BYTES + 1] name
+        cdef size_t size
+        store_be64(name, <uint64_t>version.mod_revision)
+        name[8] = UNDERSCORE
+        store_be64(name + 9, version.sub)
+        self.scratch.size = 0
+        if version_is_tombstone(version):
+            name[REVISION_BYTES] = MARK
+            size = version_key_size(version)
+            buffer_reserve(&self.scratch, 11)
+            self.scratch.data[0] = TAG_KEY
+            self.scratch.size = write_varint(self.scratch.data + 1, size) - self.scratch.data
+            buffer_append(&self.scratch, version_key(version), size)
+            return self.writer.push(
+                Span(&name[0], REVISION_BYTES + 1), Span(self.scratch.data, self.scratch.size))
+        size = key_value_size(version, OMIT_NOTHING)
+        append_key_value(&self.scratch, TAG_KEY, version, OMIT_NOTHING)
+        return self.writer.push(
+            Span(&name[0], REVISION_BYTES),
+            Span(self.scratch.data + self.scratch.size - size, size))
+
+
+cdef int by_id(const void *one, const void *other) noexcept nogil:
+    """The order of the file's keys: ids as numbers without a sign."""
+    cdef uint64_t left = <uint64_t>(<const SavedLease *>one).id
+    cdef uint64_t right = <uint64_t>(<const SavedLease *>other).id
+    return (left > right) - (left < right)
