@@ -2,7 +2,7 @@
 
 Rules:
 1. All static checks run, even after one failed; pytest runs only if none did, so that its summary,
-   the last line, is the verdict. It runs in three processes, because most tests wait for servers;
+   the last line, is the verdict. It runs in four processes, because most tests wait for servers;
    with arguments in one.
 2. Every tool's settings are in pyproject.toml.
 3. The tools are this interpreter's own; cython-lint starts pycodestyle by its bare name, so PATH
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 # Each line is a check's name and its command; folders are the real ones, not the links to them.
 FOLDERS = ("core", "frontends", "workers", "src", "bench", "tests", "tools/check.py", "setup.py")
-PARALLEL = ("--numprocesses=3", "--dist=load", "--durations=10")
+PARALLEL = ("--numprocesses=4", "--dist=load", "--durations=10")
 STATIC = {
     "format": ("ruff", "format", "--check", *FOLDERS),
     "lint": ("ruff", "check", *FOLDERS),

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.timeout(BUILD_SECONDS + 600),
 ]
 
-RESTARTS = depth(3, 50)
+RESTARTS = depth(2, 50)
 COUNTER = b"recipes/counter"
 # So much is counted up between two restarts.
 STEPS = 5

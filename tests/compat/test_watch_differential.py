@@ -251,7 +251,7 @@ def difference(old: Told, new: Told) -> str:
     return f"{len(old.events)} or {len(new.events)} events: {rest[:3]!r}"[:600]
 
 
-@pytest.mark.parametrize("round_", range(depth(3, 60)))
+@pytest.mark.parametrize("round_", range(depth(2, 60)))
 def test_random_watches_are_told_as_by_etcd(
     round_: int,
     program: Program,

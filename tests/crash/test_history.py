@@ -33,7 +33,7 @@ def test_a_quiet_history(number: int, server: Server) -> None:
     verify(recorder, least=500)
 
 
-@pytest.mark.parametrize("number", range(depth(2, 40)))
+@pytest.mark.parametrize("number", range(depth(1, 40)))
 def test_a_history_with_kills_of_the_core(number: int, server: Server) -> None:
     start = seed() + number
     print(f"QUORATE_SEED={start}")

@@ -73,7 +73,7 @@ def test_the_core_is_killed_under_lease_load(server: Server) -> None:
     start = seed()
     print(f"QUORATE_SEED={start}")
     chance, number = random.Random(start), 1
-    for _ in range(depth(2, 40)):
+    for _ in range(depth(1, 40)):
         ledger, threads = Ledger(), []
         begun = time.monotonic()
         for at in range(CLIENTS):
