@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 
+from quorate.core._mapping import Mapping
 from quorate.core.errors import Fatal
 
 class BoltError(Fatal):
@@ -12,6 +13,8 @@ class Bolt:
     path: str
     warning: str | None
     def __init__(self, data: object, path: str = "") -> None: ...
+    @staticmethod
+    def mapped(mapping: Mapping, size: int) -> Bolt: ...
     @property
     def page_size(self) -> int: ...
     @property

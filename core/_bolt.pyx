@@ -55,6 +55,7 @@ from quorate.core._boltpage cimport (
     page_overflow,
 )
 from quorate.core._bytes cimport load_le32, load_le64
+from quorate.core._mapping cimport Mapping
 from quorate.core.errors import Fatal
 
 cdef Span NO_BOUND = Span(NULL, 0)
@@ -80,6 +81,13 @@ cdef class Bolt:
 
     def __dealloc__(self):
         free(self.checked)
+
+    @staticmethod
+    def mapped(Mapping mapping not None, uint64_t size):
+        """The first `size` bytes of a mapping. Raises BoltError."""
+        if size == 0 or size > mapping.reach:
+            raise BoltError(mapping.path, 0, f"the file has {size} bytes")
+        return Bolt.over(mapping.data, size, mapping.path, mapping)
 
     @staticmethod
     cdef Bolt over(const uint8_t *data, uint64_t size, str path, object owner):

@@ -1,11 +1,14 @@
 from quorate.core._arena import Arena
 from quorate.core._lessor import Lessor
+from quorate.core._values import Values
 
 class Store:
     revision: int
     compact_revision: int
     finished_revision: int
+    saved_revision: int
     arena: Arena
+    values: Values
     lessor: Lessor
     versions: int
     key_bytes: int

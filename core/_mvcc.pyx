@@ -11,15 +11,19 @@ Rules:
    live in the tree unless its newest version is a tombstone. It leaves the tree when compaction
    takes out that tombstone.
 4. All versions stand in the history in the order in which they were written. Every version is one
-   block of the arena, with its key and value inside. No Python object exists per key or version.
+   block of the arena, with its key inside, and so is a small value; a larger one has a block of its
+   own until a file has it that is mapped: then it is read there, and the version does not move. No
+   Python object exists per key or version.
 5. A compaction to revision C keeps of every key the newest version not after C, unless that is a
    tombstone before C, and everything of C and after it: who watches from C on gets all that C did.
    What readers may ask changes at once; the rest is a sweep over the history, in steps.
 6. A pinned revision delays removal: what a read at it needs stays. Nothing else does: a Version
    is valid until the next `compact_step`, or as long as a pinned revision sees it.
-7. A hash of a revision goes over the history in steps, too. Compactions that came after it began
+7. Once a file is written that newer versions are appended to, nothing is removed before it is
+   there (`saved_revision`): etcd counts versions from what it finds, and must find no gap.
+8. A hash of a revision goes over the history in steps, too. Compactions that came after it began
    wait for it.
-8. One thread at a time. Only `put`, `delete_range` and `pin` take memory that may be missing;
+9. One thread at a time. Only `put`, `delete_range` and `pin` take memory that may be missing;
    steps then do nothing.
 
 Where etcd's own compaction would lose data, when a key was deleted and put again in the very
@@ -43,10 +47,14 @@ from quorate.core._history cimport History, HistoryCursor
 from quorate.core._keytree cimport Item, KeyTree, Path, compare_keys, keys_search
 from quorate.core._lessor cimport Lessor
 from quorate.core._protobuf cimport varint_size, write_varint
+from quorate.core._values cimport Values
 from quorate.core._version cimport (
+    VALUE_OUTSIDE_MIN,
     VERSION_LEASED,
+    VERSION_OUTSIDE,
     Hold,
     Version,
+    record_bytes,
     ring_remove,
     version_hold,
     version_is_tombstone,
@@ -169,6 +177,8 @@ cdef class Store:
         self.tree = KeyTree(self.arena, sizeof(Version))
         self.history = History(self.arena)
         self.lessor = Lessor()
+        self.values = Values(self.arena)
+        self.saved_revision = NOTHING_SAVED
         self.revision = 1
         self.compact_revision = self.finished_revision = self.queued_revision = -1
 
@@ -200,17 +210,19 @@ cdef class Store:
         cdef Path path
         cdef bint found
         cdef Version *previous = NULL
-        cdef size_t size = sizeof(Version) + key_size + value_size
+        cdef uint32_t flags = VERSION_LEASED if lease else 0
         cdef Version *version
-        if lease:
-            size = ((size + 7) & ~<size_t>7) + sizeof(Hold)
-        version = self._new_version(key_size, size)
+        if value_size >= VALUE_OUTSIDE_MIN:
+            flags |= VERSION_OUTSIDE
+        version = self._new_version(key_size, record_bytes(key_size, value_size, flags))
         version.value_size = <uint32_t>value_size
+        version.flags = flags
         memcpy(<uint8_t *>version_key(version), key, key_size)
-        if value_size:
+        if flags & VERSION_OUTSIDE:
+            self.values.put(version, value)
+        elif value_size:
             memcpy(<uint8_t *>version_value(version), value, value_size)
         if lease:
-            version.flags = VERSION_LEASED
             memset(version_hold(version), 0, sizeof(Hold))
             version_hold(version).lease = lease
         found = self.tree.locate(&path, key, key_size)
@@ -218,7 +230,7 @@ cdef class Store:
             previous = <Version *>path.leaf.keys.items[path.index]
             self.tree.replace(&path, <Item *>version, True)
         elif not self.tree.insert(&path, <Item *>version, True):
-            self.arena.release(version, size)
+            self._release(version)
             with gil:
                 raise MemoryError("no memory for a node of the tree")
         if previous == NULL or version_is_tombstone(previous):
@@ -324,6 +336,16 @@ cdef class Store:
         self.key_bytes -= version.key_size
         self.value_bytes -= version.value_size
         self.bucket_bytes -= record_size(version)
+        self._release(version)
+
+    cdef void map_value(self, Version *version, const uint8_t *place) noexcept nogil:
+        """Have a value that is VERSION_OUTSIDE read from a mapped file."""
+        self.values.move(version, place)
+
+    cdef void _release(self, Version *version) noexcept nogil:
+        """Give back what a version takes."""
+        if version.flags & VERSION_OUTSIDE:
+            self.values.leave(version)
         self.arena.release(version, version_size(version))
 
     # -- reads
@@ -550,6 +572,8 @@ cdef class Store:
             revision = self.finished_revision
         else:
             return False
+        if revision > self.saved_revision:
+            return False
         if self.hold_count and revision > self.holds[0].revision:
             # As far as the oldest holder lets it, unless a hash is to be made of all of it.
             if self.queued_revision >= 0 or self.holds[0].revision <= self.finished_revision:
@@ -683,6 +707,10 @@ cdef class Store:
         """Keys that exist now."""
         return self.tree.live
 
+    cdef bint compaction_waits(self) noexcept nogil:
+        """Whether what a compaction makes superfluous has to be saved before it is removed."""
+        return self.finished_revision < self.compact_revision > self.saved_revision
+
     cdef uint64_t db_size_in_use(self) noexcept nogil:
         """What a backend file with these versions takes: leaf pages filled to nine tenths."""
         cdef uint64_t pages = self.bucket_bytes * 10 // (9 * FILE_PAGE)
@@ -717,6 +745,7 @@ cdef class Store:
         books = [self.versions, self.key_bytes, self.value_bytes, self.bucket_bytes]
         _check(figures == books, "figures", (figures, books))
         _check(newest == self.tree.count, "keys", (newest, self.tree.count))
+        blocks += self.values.blocks
         _check(self.versions + blocks == self.arena.blocks, "blocks", (
             self.versions, blocks, self.arena.blocks))
         _check(last == NULL or last.mod_revision <= self.write_revision(), "revision", (

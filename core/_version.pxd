@@ -4,7 +4,11 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 
 cdef enum:
-    VERSION_LEASED = 1      # a Hold stands after the value, at the next multiple of 8
+    VERSION_LEASED = 1      # a Hold stands behind all else, at the next multiple of 8
+    VERSION_OUTSIDE = 2     # the value's address stands in its place, at the next multiple of 8
+    VERSION_MAPPED = 4      # and it lies in a mapped file, not in a block of the arena
+    # Smaller values stay in the record for ever: an address and a block cost as much.
+    VALUE_OUTSIDE_MIN = 64
 
 
 cdef struct LeaseLink:
@@ -21,8 +25,9 @@ cdef struct Hold:
 
 
 cdef struct Version:
-    # Immutable, but for its links, once its transaction ended. The bytes of the key and of the
-    # value follow, then the Hold if there is one. Read those through the functions below.
+    # Immutable, but for its links and the place of its value, once its transaction ended. The bytes
+    # of the key and of the value (or where that is) follow, then the Hold if there is one. Read
+    # those through the functions below.
     uint32_t key_size       # first, because the tree reads it there
     uint32_t value_size
     int64_t mod_revision
@@ -31,7 +36,7 @@ cdef struct Version:
     Version *previous       # the next older version of the key that is still stored, or NULL
     Version *newer          # the next newer one, or NULL: this is the newest
     uint32_t sub            # place within its revision
-    uint32_t flags          # VERSION_LEASED
+    uint32_t flags          # VERSION_LEASED, _OUTSIDE, _MAPPED
 
 
 cdef inline const uint8_t *version_key(const Version *version) noexcept nogil:
@@ -44,8 +49,20 @@ cdef inline size_t version_key_size(const Version *version) noexcept nogil:
     return version.key_size
 
 
+cdef inline size_t grain(size_t size) noexcept nogil:
+    """The next multiple of 8."""
+    return (size + 7) & ~<size_t>7
+
+
+cdef inline const uint8_t **version_place(const Version *version) noexcept nogil:
+    """Where a version that is VERSION_OUTSIDE has the address of its value."""
+    return <const uint8_t **>(<uint8_t *>version + grain(sizeof(Version) + version.key_size))
+
+
 cdef inline const uint8_t *version_value(const Version *version) noexcept nogil:
     """The value's bytes; `version_value_size` tells how many."""
+    if version.flags & VERSION_OUTSIDE:
+        return version_place(version)[0]
     return <const uint8_t *>version + sizeof(Version) + version.key_size
 
 
@@ -59,10 +76,25 @@ cdef inline int64_t version_lease(const Version *version) noexcept nogil:
     return version_hold(version).lease if version.flags & VERSION_LEASED else 0
 
 
+cdef inline size_t content_size(
+        size_t key_size, size_t value_size, uint32_t flags) noexcept nogil:
+    """Bytes of a record without its Hold."""
+    if flags & VERSION_OUTSIDE:
+        return grain(sizeof(Version) + key_size) + sizeof(uint8_t *)
+    return sizeof(Version) + key_size + value_size
+
+
+cdef inline size_t record_bytes(
+        size_t key_size, size_t value_size, uint32_t flags) noexcept nogil:
+    """Bytes of a record in the arena."""
+    cdef size_t size = content_size(key_size, value_size, flags)
+    return grain(size) + sizeof(Hold) if flags & VERSION_LEASED else size
+
+
 cdef inline Hold *version_hold(const Version *version) noexcept nogil:
     """What ties a version that is VERSION_LEASED to its lease."""
-    cdef size_t size = sizeof(Version) + version.key_size + version.value_size
-    return <Hold *>(<uint8_t *>version + ((size + 7) & ~<size_t>7))
+    cdef size_t size = content_size(version.key_size, version.value_size, version.flags)
+    return <Hold *>(<uint8_t *>version + grain(size))
 
 
 cdef inline bint version_is_tombstone(const Version *version) noexcept nogil:
@@ -76,11 +108,8 @@ cdef inline Version *version_previous(const Version *version) noexcept nogil:
 
 
 cdef inline size_t version_size(const Version *version) noexcept nogil:
-    """Bytes of the whole record in the arena."""
-    cdef size_t size = sizeof(Version) + version.key_size + version.value_size
-    if version.flags & VERSION_LEASED:
-        return ((size + 7) & ~<size_t>7) + sizeof(Hold)
-    return size
+    """Bytes of the whole record in the arena, without a value outside."""
+    return record_bytes(version.key_size, version.value_size, version.flags)
 
 
 cdef inline LeaseLink *link_at(uintptr_t place) noexcept nogil:
