@@ -47,6 +47,7 @@ State
     _storeview          the store for Python: tests and tools
     backend, _restore   etcd's backend file becomes the state
     _checkpoint         the store becomes such a file
+    buckets             what else is in it
     snapfile            etcd's snapshot files, for the members that they name
 
 The process *
