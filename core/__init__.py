@@ -48,6 +48,7 @@ State
     backend, _restore   etcd's backend file becomes the state
     _checkpoint         the store becomes such a file
     buckets             what else is in it
+    snapshots, backendcopy      such files lent to clients; one made for them
     snapfile            etcd's snapshot files, for the members that they name
 
 The process *

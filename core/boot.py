@@ -25,6 +25,8 @@ from ._run import Run
 from ._wal import Wal, make_directories
 from .apply import State
 from .backend import Backend, find_start, open_backend, restore
+from .backendcopy import BackendCopy, remove_leftovers
+from .buckets import carried_buckets
 from .config import Config
 from .errors import Fatal
 from .limits import GRPC_OVERHEAD_BYTES
@@ -35,6 +37,7 @@ from .node import Clock, Node
 from .raft import Config as RaftConfig
 from .raft import Raft
 from .raftlog import RaftLog
+from .snapshots import Snapshots
 
 # A lease's id is, as in etcd, 16 bits of this member's id and a count, which begins anywhere.
 LEASE_COUNT_BITS = 48
@@ -104,7 +107,15 @@ def start_node(
     batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops, event_ring)
     count = (chance or random.Random()).getrandbits(LEASE_COUNT_BITS)
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
-    node = Node(state, raft, wal, batch, ports, doorbell, logger, clock)
+    remove_leftovers(disk, snap_path(config))
+    carried = carried_buckets(backend) if backend is not None else None
+
+    def copy() -> BackendCopy:
+        term = raft.log.term(state.applied)
+        return BackendCopy(disk, snap_path(config), state, term, doorbell, carried)
+
+    snapshots = Snapshots(copy, lambda: state.applied, clock, logger)
+    node = Node(state, raft, wal, batch, ports, doorbell, logger, clock, snapshots)
     elect(node)
     # Workers may be asked for watches before the first turn.
     batch.events.publish()

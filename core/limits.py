@@ -184,6 +184,24 @@ DRAIN_SECONDS_MAX = 0.8
 # meanwhile is given up after this: its client takes less than 500 KB/s of a reply of 300 MB.
 LONG_REPLY_SECONDS_MAX = 600.0
 
+# --- snapshots ------------------------------------------------------------------------------------
+# Of a copy of the backend that is being made: what may wait for the thread that writes it, beside
+# one piece. A disk that keeps up never has so much waiting.
+COPY_BYTES_WAITING_MAX = 4 * 1024 * 1024
+# Files that exist at once, each as large as the backend: one being read slowly, one read beside it
+# and one being made. Who comes when all are in use waits.
+SNAPSHOT_FILES_MAX = 3
+# Clients of Snapshot at once, in all workers: each costs its worker CALL_SEND_BYTES_HIGH and two
+# pieces, and the core a pipe. More are answered `too many requests`.
+SNAPSHOT_STREAMS_MAX = 64
+# How long a client may wait for its file to be made, and for others' to be returned before.
+SNAPSHOT_SECONDS_MAX = 600.0
+# One message. etcd sends 32 KiB; four times that costs each client a quarter of the messages, and
+# two of them fit what a call may have waiting, so that one is read while the other is sent.
+SNAPSHOT_PIECE_BYTES = 128 * 1024
+
+assert 2 * SNAPSHOT_PIECE_BYTES <= CALL_SEND_BYTES_HIGH
+
 # --- leases ---------------------------------------------------------------------------------------
 # Memory of replies that tell of leases and their keys, all of them together: 16 bytes for each of a
 # million leases, and of the keys of one lease their bytes. Who comes when it is used up waits.

@@ -76,6 +76,7 @@ def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
                 fleet.kill(slot)
     if failure is not None:
         raise failure
+    node.snapshots.close()
     node.wal.close()
     logger.info("stopped")
 
