@@ -191,16 +191,18 @@ COPY_BYTES_WAITING_MAX = 4 * 1024 * 1024
 # Files that exist at once, each as large as the backend: one being read slowly, one read beside it
 # and one being made. Who comes when all are in use waits.
 SNAPSHOT_FILES_MAX = 3
-# Clients of Snapshot at once, in all workers: each costs its worker CALL_SEND_BYTES_HIGH and two
-# pieces, and the core a pipe. More are answered `too many requests`.
+# Clients of Snapshot at once, in all workers: each costs its worker CALL_SEND_BYTES_HIGH and
+# what is read ahead, below 2 MiB, and the core a pipe. More are answered `too many requests`.
 SNAPSHOT_STREAMS_MAX = 64
 # How long a client may wait for its file to be made, and for others' to be returned before.
 SNAPSHOT_SECONDS_MAX = 600.0
-# One message. etcd sends 32 KiB; four times that costs each client a quarter of the messages, and
-# two of them fit what a call may have waiting, so that one is read while the other is sent.
-SNAPSHOT_PIECE_BYTES = 128 * 1024
+# One message, where etcd has 32 KiB: more than a call may have waiting, so that each one is asked
+# for as soon as the client has taken most of the one before; any client takes 4 MiB.
+SNAPSHOT_PIECE_BYTES = 512 * 1024
+# Messages that are read before they can be sent.
+SNAPSHOT_PIECES_AHEAD = 2
 
-assert 2 * SNAPSHOT_PIECE_BYTES <= CALL_SEND_BYTES_HIGH
+assert CALL_SEND_BYTES_HIGH < SNAPSHOT_PIECE_BYTES < REPLY_BYTES_HIGH
 
 # --- leases ---------------------------------------------------------------------------------------
 # Memory of replies that tell of leases and their keys, all of them together: 16 bytes for each of a

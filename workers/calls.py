@@ -270,7 +270,7 @@ class Call:
             raise ProtocolError("Trailing metadata was already sent")
         if self._sent and not self._handler.cardinality.server_streaming:
             raise ProtocolError("Message was already sent")
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._sent += 1
         self._count(SENT)
         waiting = self._calls.pump.send_message(self._id, bytes(message))
@@ -278,6 +278,8 @@ class Call:
         if waiting > CALL_SEND_BYTES_HIGH:
             self._drained = trio.Event()
             await self._drained.wait()
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send_trailing_metadata(
         self,

@@ -1,60 +1,38 @@
 """Maintenance.Snapshot: a backend file, read from a descriptor of the core's, and its SHA-256.
 
 Rules:
-1. The core gives a descriptor and does nothing per byte. Reading and hashing go on in a thread,
-   without the GIL; one thread for all snapshots of a worker, so that they leave room for others.
-2. At most a piece is read ahead of what the call may have waiting: a client that reads slowly costs
-   that, and nothing else waits for it.
+1. The core gives a descriptor and does nothing per byte. A thread reads and hashes without the GIL;
+   of the threads of all snapshots of a worker one does so at a time, to leave room for others.
+2. The thread is SNAPSHOT_PIECES_AHEAD messages ahead, so that the next one is there when the client
+   has taken most of one: to wait for a thread would cost a turn of the pump. A client that reads
+   slowly costs these messages, and nothing else waits for it.
 3. Messages are etcd's: `remaining_bytes` behind each piece, the storage version in each, no header,
    and in the last one the 32 bytes of the hash of all before. They are encoded here: a message
-   class would take ten times as long as the hash.
+   class would take longer than the hash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import threading
+from collections import deque
 
 import trio
 
 from quorate.api.etcdserverpb import SnapshotResponse
 from quorate.core.admincalls import AdminCall
 from quorate.core.errors import TooManyRequestsError
-from quorate.core.limits import SNAPSHOT_PIECE_BYTES, SNAPSHOT_SECONDS_MAX
+from quorate.core.limits import (
+    SNAPSHOT_PIECE_BYTES,
+    SNAPSHOT_PIECES_AHEAD,
+    SNAPSHOT_SECONDS_MAX,
+)
 from quorate.workers.calls import Call, Core
 
 # Tags of SnapshotResponse: field number and wire type.
 REMAINING_BYTES, BLOB, VERSION = b"\x10", b"\x1a", b"\x22"
-
-
-class Reader:
-    """The file from its beginning to its end, with its hash."""
-
-    def __init__(self, descriptor: int, head: bytes, size: int) -> None:
-        """`head` comes instead of as many of the file's bytes."""
-        self.remaining = size
-        self._descriptor = descriptor
-        self._head = head
-        self._at = 0
-        self._hash = hashlib.sha256()
-
-    def read(self) -> bytes:
-        """The next piece. Raises OSError."""
-        at, size = self._at, min(SNAPSHOT_PIECE_BYTES, self.remaining)
-        piece = self._head[at : at + size]
-        while len(piece) < size:
-            more = os.pread(self._descriptor, size - len(piece), at + len(piece))
-            if not more:
-                raise OSError(f"the file ends at {at + len(piece)}, {self.remaining} bytes early")
-            piece += more
-        self._hash.update(piece)
-        self._at += size
-        self.remaining -= size
-        return piece
-
-    def digest(self) -> bytes:
-        """The hash of what was read."""
-        return self._hash.digest()
 
 
 class Snapshots:
@@ -62,7 +40,7 @@ class Snapshots:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._limiter = trio.CapacityLimiter(1)
+        self._turn = threading.Lock()
 
     async def serve(self, call: Call) -> None:
         """Serve one call. Raises EtcdError, or OSError when the file can't be read."""
@@ -70,19 +48,100 @@ class Snapshots:
         answer, descriptors = await self._core.ask_for_descriptors(
             AdminCall.SNAPSHOT, bytes(request), SNAPSHOT_SECONDS_MAX
         )
+        if not descriptors:
+            # This process has as many open as it may have.
+            raise TooManyRequestsError
+        reader = Reader(descriptors, SnapshotResponse.parse(answer), self._turn)
         try:
-            if not descriptors:
-                # This process has as many open as it may have.
-                raise TooManyRequestsError
-            source = SnapshotResponse.parse(answer)
-            reader = Reader(descriptors[0], source.blob, source.remaining_bytes)
-            while reader.remaining:
-                piece = await trio.to_thread.run_sync(reader.read, limiter=self._limiter)
-                await call.send_message(encode(reader.remaining, piece, source.version))
-            await call.send_message(encode(0, reader.digest(), source.version))
+            while message := await reader.next():
+                await call.send_message(message)
         finally:
-            for descriptor in descriptors:
+            reader.close()
+
+
+class Reader:
+    """The messages of a snapshot in order, made by a thread; it closes the descriptors."""
+
+    def __init__(
+        self, descriptors: list[int], source: SnapshotResponse, turn: threading.Lock
+    ) -> None:
+        """`source` is the core's answer, see `AdminCall`; who has `turn` may read and hash."""
+        self._descriptors = descriptors
+        self._head = source.blob
+        self._version = source.version
+        self._remaining = source.remaining_bytes
+        self._at = 0
+        self._hash = hashlib.sha256()
+        self._turn = turn
+        # What the thread has made, an empty one at the end; and how many it may make.
+        self._messages: deque[bytes] = deque()
+        self._room = threading.Semaphore(SNAPSHOT_PIECES_AHEAD)
+        self._failure: OSError | None = None
+        self._closed = False
+        self._arrived: trio.Event | None = None
+        self._token = trio.lowlevel.current_trio_token()
+        threading.Thread(target=self._run, name="snapshot", daemon=True).start()
+
+    async def next(self) -> bytes:
+        """The next message; an empty one behind the last. Raises OSError."""
+        while not self._messages:
+            arrived = self._arrived = trio.Event()
+            # It may have come before the thread could know that it is waited for.
+            if not self._messages:
+                await arrived.wait()
+            self._arrived = None
+        message = self._messages.popleft()
+        if self._failure is not None and not message:
+            raise self._failure
+        self._room.release()
+        return message
+
+    def close(self) -> None:
+        """No more is wanted: the thread ends behind what it is doing."""
+        self._closed = True
+        self._room.release()
+
+    def _run(self) -> None:
+        """In the thread: make messages until the end, as far ahead as there is room."""
+        try:
+            while self._remaining and self._wait():
+                with self._turn:
+                    self._give(self._read())
+            if self._wait():
+                self._give(encode(0, self._hash.digest(), self._version))
+        except OSError as error:
+            self._failure = error
+        finally:
+            for descriptor in self._descriptors:
                 os.close(descriptor)
+            self._give(b"")
+
+    def _wait(self) -> bool:
+        """Wait for room; False when no more is wanted."""
+        self._room.acquire()
+        return not self._closed
+
+    def _give(self, message: bytes) -> None:
+        self._messages.append(message)
+        arrived = self._arrived
+        if arrived is not None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(arrived.set)
+
+    def _read(self) -> bytes:
+        """The next message. Raises OSError."""
+        size = min(SNAPSHOT_PIECE_BYTES, self._remaining)
+        piece = self._head[self._at : self._at + size]
+        while len(piece) < size:
+            at = self._at + len(piece)
+            more = os.pread(self._descriptors[0], size - len(piece), at)
+            if not more:
+                raise OSError(f"the file ends at {at}, {self._remaining} bytes are missing")
+            piece += more
+        self._hash.update(piece)
+        self._at += size
+        self._remaining -= size
+        return encode(self._remaining, piece, self._version)
 
 
 def encode(remaining: int, blob: bytes, version: str) -> bytes:
