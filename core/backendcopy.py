@@ -29,8 +29,8 @@ from .snapshots import Source
 from .version import STORAGE_VERSION
 
 TEMPORARY = "db.tmp."
-# A slice: below 100 microseconds of pairs of usual size. A pair is never split, so that the largest
-# make it longer: at most STEP_PAIRS of them.
+# A slice: below 100 microseconds of pairs of usual size. A pair is never split: so many are taken
+# at once, and where they are large only one.
 STEP_PAIRS = 8
 STEP_ROUNDS = 24
 STEP_BYTES = 64 * 1024
@@ -75,8 +75,9 @@ class Spool(PythonDisk):
         except BaseException:
             self.disk.close(handle)
             raise
-        target = self._write_all
-        threading.Thread(target=target, args=(handle, path), name="copy", daemon=True).start()
+        # The thread may end after all else, so it has a bell of its own.
+        arguments = (handle, path, os.dup(self._bell))
+        threading.Thread(target=self._write_all, args=arguments, name="copy", daemon=True).start()
         return handle
 
     def size(self, handle: int, path: str = "") -> int:
@@ -113,7 +114,7 @@ class Spool(PythonDisk):
         with contextlib.suppress(IndexError):
             os.close(self._readers.pop())
 
-    def _write_all(self, handle: int, path: str) -> None:
+    def _write_all(self, handle: int, path: str, bell: int) -> None:
         """In the thread: write what comes, then sync; ring the bell after each step."""
         while (piece := self._pieces.get()) is not None:
             offset, data = piece
@@ -123,7 +124,7 @@ class Spool(PythonDisk):
                 except DiskError as error:
                     self.failure = error
             self._written += len(data)
-            os.eventfd_write(self._bell, 1)
+            os.eventfd_write(bell, 1)
         try:
             if self.failure is None and not self._abandoned:
                 self.disk.datasync(handle, path)
@@ -134,7 +135,8 @@ class Spool(PythonDisk):
             self.failure = error
         self.disk.close(handle)
         self.closed = True
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(bell, 1)
+        os.close(bell)
 
 
 class BackendCopy:
@@ -163,21 +165,40 @@ class BackendCopy:
         )
         self._checkpoint = Checkpoint(state.store, self._writer)
         self._closed = False
+        # Of the next step.
+        self._pairs = STEP_PAIRS
+
+    @property
+    def pages(self) -> int:
+        """Of the file, so far."""
+        return self._writer.pages
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are made and not written yet."""
+        return self._spool.waiting
+
+    @property
+    def made(self) -> bool:
+        """Whether the thread is done."""
+        return self._spool.closed
 
     def step(self) -> bool:
         """Make a slice; True when the next one can be made at once. Raises DiskError."""
         spool = self._spool
         if spool.failure is not None:
             raise spool.failure
-        if self._writer.finished or spool.waiting > COPY_BYTES_WAITING_MAX:
+        if self._writer.finished or self.waiting > COPY_BYTES_WAITING_MAX:
             return False
-        pages = self._writer.pages
+        pages = self.pages
         for _ in range(STEP_ROUNDS):
-            if not self._checkpoint.step(STEP_PAIRS):
+            if not self._checkpoint.step(self._pairs):
                 self._finish()
                 return False
-            if (self._writer.pages - pages) * self._writer.page_size >= STEP_BYTES:
+            if (self.pages - pages) * self._writer.page_size >= STEP_BYTES:
+                self._pairs = 1
                 break
+            self._pairs = STEP_PAIRS
         return True
 
     def _finish(self) -> None:
@@ -193,7 +214,7 @@ class BackendCopy:
 
         Raises DiskError.
         """
-        if not self._spool.closed:
+        if not self.made:
             return None
         if self._spool.failure is not None:
             raise self._spool.failure
