@@ -104,11 +104,12 @@ class Reader:
     def _run(self) -> None:
         """In the thread: make messages until the end, as far ahead as there is room."""
         try:
-            while self._remaining and self._wait():
+            while self._wait():
+                if not self._remaining:
+                    self._give(encode(0, self._hash.digest(), self._version))
+                    break
                 with self._turn:
                     self._give(self._read())
-            if self._wait():
-                self._give(encode(0, self._hash.digest(), self._version))
         except OSError as error:
             self._failure = error
         finally:
