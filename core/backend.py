@@ -7,7 +7,7 @@ Rules:
    leases and alarms; none of these is applied to them again.
 3. Up to 3.5 (a file without a storage version) etcd's members are in its snapshot files and in the
    log behind them; what the file says of members may be another cluster's. So the log is read from
-   such a snapshot on, or from its beginning. The same where a tool of that time has restored a newer
+   such a snapshot on, or from its beginning. The same where a tool of then has restored a newer
    file: it writes a snapshot and an index, and leaves members, term and version as they were.
 4. What the file holds and this version cannot serve (users that are asked for passwords, a newer
    storage version) is refused before anything is changed.

@@ -311,7 +311,7 @@ def test_a_snapshot_file_that_is_wrong_is_refused(
 
 
 def test_a_newer_file_that_an_older_tool_restored(directory: Directory) -> None:
-    """Its members are of the cluster that was saved; a snapshot of the same term is no such sign."""
+    """Its members are of the cluster that was saved; other snapshots are no such sign."""
     mark = (2).to_bytes(8, "big")
     meta = marks(storageVersion=b"3.7.0", term=mark)
     directory.write({b"meta": meta, b"members": {b"7": b"{}"}})
