@@ -36,6 +36,8 @@ STEP_ROUNDS = 24
 STEP_BYTES = 64 * 1024
 # As large as etcd's own after years of use; fewer bytes are lost at page ends.
 LEAF_BYTES = 64 * 1024
+# So much is written before it is waited for: else the log's syncs wait behind all of the file.
+SYNC_BYTES = 8 * 1024 * 1024
 
 
 def remove_leftovers(disk: Disk, directory: str) -> None:
@@ -116,11 +118,15 @@ class Spool(PythonDisk):
 
     def _write_all(self, handle: int, path: str, bell: int) -> None:
         """In the thread: write what comes, then sync; ring the bell after each step."""
+        synced = 0
         while (piece := self._pieces.get()) is not None:
             offset, data = piece
             if self.failure is None and not self._abandoned:
                 try:
                     self.disk.write(handle, data, offset, path)
+                    if self._written - synced >= SYNC_BYTES:
+                        synced = self._written
+                        self.disk.datasync(handle, path)
                 except DiskError as error:
                     self.failure = error
             self._written += len(data)

@@ -123,13 +123,13 @@ def test_writers_go_on_and_are_not_in_it(member: Member, monkeypatch: pytest.Mon
     revision, index = member.revision, member.node.applier.applied
     lent = Lent(member)
     member.turn()
-    for number in range(100):
-        if lent.content:
-            break
-        member.put(b"k%03d" % number, b"new")
-        member.call("KV/Compact", {"revision": member.revision})
+    for number in range(90):
+        member.worker.start("KV/Put", {"key": b"k%03d" % number, "value": b"new"})
+        if number % 10 == 9:
+            member.worker.start("KV/Compact", {"revision": member.revision})
         member.turn()
-    assert number > 2, "it was made at once"
+        assert not lent.content, "it was made at once"
+    assert member.revision > revision + 80
     backend, state = restored(lent.wait().content)
     assert (state.store.revision, backend.index) == (revision, index)
     assert set(everything(state).values()) == {b"old"}
