@@ -123,8 +123,9 @@ def test_writers_go_on_and_are_not_in_it(member: Member, monkeypatch: pytest.Mon
     revision, index = member.revision, member.node.applier.applied
     lent = Lent(member)
     member.turn()
+    # From the end, of which the copy knows nothing yet.
     for number in range(90):
-        member.worker.start("KV/Put", {"key": b"k%03d" % number, "value": b"new"})
+        member.worker.start("KV/Put", {"key": b"k%03d" % (99 - number), "value": b"new"})
         if number % 10 == 9:
             member.worker.start("KV/Compact", {"revision": member.revision})
         member.turn()
