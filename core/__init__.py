@@ -51,6 +51,7 @@ State
     backend, _restore   etcd's backend file becomes the state
     checkpoints, _checkpoint    the store becomes such a file, or goes on with it
     buckets             what else is in it
+    snapshots           such files lent to clients
     snapfile            etcd's snapshot files, for the members that they name
 
 The process *

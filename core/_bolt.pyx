@@ -44,6 +44,7 @@ from quorate.core._boltpage cimport (
     branch_child,
     branch_key,
     compare_keys,
+    encode_meta_page,
     leaf_flags,
     leaf_key,
     leaf_value,
@@ -305,6 +306,18 @@ cdef class Bolt:
             names.append(to_bytes(cursor.key))
             found = cursor.to_next()
         return names
+
+    def metas(self):
+        """Two meta pages of a file of its own that is what the meta that counts names, as bbolt
+        makes them for a copy: this one, and the same as the transaction before.
+        """
+        cdef Meta meta = self.meta
+        cdef bytearray pages = bytearray(PAGE_FIRST * meta.page_size)
+        cdef uint8_t *at = <uint8_t *>pages
+        encode_meta_page(at + (meta.transaction & 1) * meta.page_size, &meta)
+        meta.transaction -= 1
+        encode_meta_page(at + (meta.transaction & 1) * meta.page_size, &meta)
+        return bytes(pages)
 
     def has_pages(self, bytes bucket):
         """Whether there is such a bucket, with pages of its own and something in them."""

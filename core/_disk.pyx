@@ -156,8 +156,13 @@ cdef class Disk:
 
     def write(self, handle, const uint8_t[::1] data, offset, path=""):
         """Write all of `data` at `offset`."""
+        cdef int64_t number = handle
+        cdef uint64_t at = offset
+        cdef int64_t result
         if data.shape[0]:
-            checked(self.file_write(handle, &data[0], data.shape[0], offset), "write", path)
+            with nogil:
+                result = self.file_write(number, &data[0], data.shape[0], at)
+            checked(result, "write", path)
 
     def datasync(self, handle, path=""):
         """Put the file's data, and the size that it needs, on the device."""
@@ -191,6 +196,13 @@ cdef class Disk:
         with nogil:
             result = self.path_sync_directory(at)
         checked(result, "sync directory", path)
+
+    def descriptor(self, handle, path=""):
+        """A descriptor of the operating system with which the file can be read, and only that.
+
+        Whoever asked closes it; it outlives the handle, and the file's name.
+        """
+        raise DiskError("open", path, EOPNOTSUPP)
 
     def list(self, path):
         """The names in a directory, sorted; None when there is no such directory."""
@@ -298,6 +310,13 @@ cdef class OsDisk(Disk):
         result = 0 if fsync(fd) == 0 else -errno
         close(fd)
         return result
+
+    def descriptor(self, handle, path=""):
+        """A descriptor of the operating system with which the file can be read, and only that."""
+        try:
+            return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DiskError("open", path, error.errno) from None
 
     def list(self, path):
         """The names in a directory, sorted; None when there is no such directory."""

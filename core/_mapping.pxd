@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 cdef class Mapping:
     cdef const uint8_t *data
     cdef readonly uint64_t reach    # bytes of the file, now or later, that `data` shows
+    cdef readonly bint is_live      # it is mapped: it shows what is written from now on
     cdef readonly str path          # for messages
     cdef object content             # of a disk that cannot map: what was read
     cdef int owner_pid

@@ -49,21 +49,18 @@ cdef class Mapping:
         madvise(at, reach, MADV_DONTFORK)
         self.reach = reach
         self.data = <const uint8_t *>at
-
-    @property
-    def is_live(self):
-        """Whether it shows what is written to the file from now on."""
-        return self.content is None
+        self.is_live = True
 
     def close(self):
         """Unmap it now, which may take long: nobody reads it any more."""
         cdef void *at = <void *>self.data
         cdef uint64_t reach = self.reach
         self.data = NULL
-        if self.content is None and at != NULL and self.owner_pid == getpid():
+        if self.is_live and at != NULL and self.owner_pid == getpid():
             with nogil:
                 munmap(at, reach)
 
     def __dealloc__(self):
-        if self.data != NULL and self.content is None and self.owner_pid == getpid():
+        # Not `content`: the collector may have cleared that.
+        if self.data != NULL and self.is_live and self.owner_pid == getpid():
             munmap(<void *>self.data, self.reach)

@@ -40,6 +40,7 @@ cdef class Port:
     cdef bint pushed                # something was committed since the last flush
     cdef bint follows               # the worker reads the event ring
     cdef bint wants_previous        # and has a watcher that asked for previous key-values
+    cdef public object channel      # socket over which the worker gets descriptors, or None
 
     cdef int reply(self, uint64_t request_id, uint16_t flags, uint16_t error, uint64_t extra,
                    const uint8_t *data, size_t size) except -1

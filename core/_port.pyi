@@ -1,3 +1,5 @@
+import socket
+
 from quorate.core._ring import Doorbell, Ring
 
 class Port:
@@ -8,6 +10,7 @@ class Port:
     generation: int
     corrupt: bool
     dropped: int
+    channel: socket.socket | None
     @property
     def waits_for_room(self) -> bool: ...
     def __init__(
@@ -19,3 +22,4 @@ class Port:
     def close(self) -> None: ...
     def answer(self, request_id: int, message: bytes) -> None: ...
     def answer_error(self, request_id: int, error: int) -> None: ...
+    def hand_over(self, request_id: int, descriptors: list[int], message: bytes) -> None: ...

@@ -9,7 +9,12 @@ Rules:
    turn stays short, and with it the worker's rounds, however many lists are under way.
 3. A worker that breaks the format is marked `corrupt` and replaced; a record that is well-formed
    but wrong is dropped and counted.
+4. Descriptors go over a socket of their own, before the answer that tells of them. Nothing is ever
+   read from that socket here.
 """
+
+import socket
+from errno import EPIPE
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -224,6 +229,9 @@ cdef class Port:
         for reply in self.long_replies.values():
             reply.finish()
         self.long_replies.clear()
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
 
     def answer(self, uint64_t request_id, bytes message):
         """Send a finished message from Python."""
@@ -232,3 +240,13 @@ cdef class Port:
     def answer_error(self, uint64_t request_id, uint16_t error):
         """Answer with an error from Python."""
         self.refuse(request_id, error)
+
+    def hand_over(self, uint64_t request_id, list descriptors, bytes message):
+        """Answer with descriptors, of which the caller keeps his own, and a message.
+
+        Raises OSError when the worker takes none, or there is no worker any more.
+        """
+        if self.channel is None:
+            raise BrokenPipeError(EPIPE, "the worker is gone")
+        socket.send_fds(self.channel, [request_id.to_bytes(8, "little")], descriptors)
+        self.answer(request_id, message)

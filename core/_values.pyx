@@ -9,7 +9,6 @@ Rules:
 """
 
 from libc.stdint cimport uint8_t
-from libc.stdlib cimport abort
 from libc.string cimport memcpy
 
 from quorate.core._mapping cimport Mapping
@@ -85,6 +84,4 @@ cdef class Values:
         cdef int number = 0
         while not self.files[number].data <= place < self.files[number].end:
             number += 1
-            if number == MAPPINGS_MAX:
-                abort()
         return &self.files[number]

@@ -29,6 +29,7 @@ from quorate.api.etcdserverpb import (
     MemberListRequest,
     MemberListResponse,
     ResponseHeader,
+    SnapshotResponse,
     StatusResponse,
 )
 from quorate.core.admincalls import AdminCall
@@ -39,6 +40,7 @@ from quorate.core.errors import (
     NoLeaderError,
     NotImplementedError,
 )
+from quorate.core.snapshots import Handed, Loan, SnapshotDone
 from quorate.core.version import SERVER_VERSION, STORAGE_VERSION
 
 
@@ -85,7 +87,7 @@ class Histogram(NamedTuple):
 Metrics = dict[str, "float | Histogram"]
 Done = Callable[[EtcdError | None], None]
 AlarmsDone = Callable[["Sequence[Alarm] | EtcdError"], None]
-Answer = Callable[["bytes | EtcdError"], None]
+Answer = Callable[["bytes | Handed | EtcdError"], None]
 
 
 class Node(Protocol):
@@ -105,6 +107,9 @@ class Node(Protocol):
 
     def propose_alarm(self, request: bytes, done: AlarmsDone) -> None:
         """Propose an AlarmRequest; `done` gets the alarms that it changed."""
+
+    def open_snapshot(self, done: SnapshotDone) -> None:
+        """Call `done` with a backend file of the state as it is now or later."""
 
     def metrics(self) -> Metrics:
         """By name, the metrics that the core counts, without those of `figures`."""
@@ -220,6 +225,22 @@ def handle_defragment(node: Node, payload: bytes, answer: Answer) -> None:
     answer(bytes(DefragmentResponse(header=header_of(node.figures()))))
 
 
+def handle_snapshot(node: Node, payload: bytes, answer: Answer) -> None:
+    """SnapshotRequest -> SnapshotResponse and descriptors, see `AdminCall`."""
+
+    def done(loan: Loan | EtcdError) -> None:
+        if isinstance(loan, EtcdError):
+            answer(loan)
+            return
+        source = loan.source
+        response = SnapshotResponse(
+            remaining_bytes=source.size, blob=source.head, version=source.version
+        )
+        answer(Handed((source.descriptor, loan.holder), bytes(response)))
+
+    node.open_snapshot(done)
+
+
 def handle_health(node: Node, payload: bytes, answer: Answer) -> None:
     """Payload `1`: after a linearizable read, `0`: at once. JSON: leader, learner, alarms."""
 
@@ -260,4 +281,5 @@ HANDLERS: dict[int, Callable[[Node, bytes, Answer], None]] = {
     AdminCall.METRICS: handle_metrics,
     AdminCall.HEALTH: handle_health,
     AdminCall.DEFRAGMENT: handle_defragment,
+    AdminCall.SNAPSHOT: handle_snapshot,
 }

@@ -14,3 +14,7 @@ class AdminCall(IntEnum):
     METRICS = 4  # nothing -> JSON
     HEALTH = 5  # `0` or `1` (after a linearizable read) -> JSON
     DEFRAGMENT = 6  # DefragmentRequest -> DefragmentResponse
+    # SnapshotRequest -> SnapshotResponse, whose `blob` comes instead of the file's first bytes and
+    # whose `remaining_bytes` is the size of it all; with it two descriptors: the file, to be read,
+    # and one to be held as long as the file is.
+    SNAPSHOT = 7

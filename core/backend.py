@@ -7,7 +7,8 @@ Rules:
    leases and alarms; none of these is applied to them again.
 3. Up to 3.5 (a file without a storage version) etcd's members are in its snapshot files and in the
    log behind them; what the file says of members may be another cluster's. So the log is read from
-   such a snapshot on, or from its beginning.
+   such a snapshot on, or from its beginning. The same where a tool of then has restored a newer
+   file: it writes a snapshot and an index, and leaves members, term and version as they were.
 4. What the file holds and this version cannot serve (users that are asked for passwords, a newer
    storage version) is refused before anything is changed.
 """
@@ -148,7 +149,9 @@ def find_start(backend: Backend | None, disk: Disk, snap_path: str, wal_path: st
     """
     if backend is None:
         return Start()
-    if backend.has_members:
+    term = int.from_bytes(backend.mark(b"term") or b"", "big")
+    others = [at for index, at, _ in snapshot_names(disk, snap_path) if index == backend.index]
+    if backend.has_members and (term == 0 or all(at == term for at in others)):
         return Start(backend.index, 0, read_members(backend))
     names = map(SEGMENT_NAME.fullmatch, disk.list(wal_path) or ())
     first = min(int(match[2], 16) for match in names if match)

@@ -37,6 +37,7 @@ from .node import Clock, Node
 from .raft import Config as RaftConfig
 from .raft import Raft
 from .raftlog import RaftLog
+from .snapshots import Snapshots
 
 # A lease's id is, as in etcd, 16 bits of this member's id and a count, which begins anywhere.
 LEASE_COUNT_BITS = 48
@@ -113,7 +114,8 @@ def start_node(
     checkpoints = Checkpoints(
         config, disk, state, raft, wal, backend, logger, clock, threads or Inline(), doorbell
     )
-    node = Node(state, raft, wal, batch, ports, doorbell, logger, clock, checkpoints)
+    snapshots = Snapshots(checkpoints.demand, lambda: state.applied, clock, logger)
+    node = Node(state, raft, wal, batch, ports, doorbell, logger, clock, checkpoints, snapshots)
     elect(node)
     # Workers may be asked for watches before the first turn.
     batch.events.publish()

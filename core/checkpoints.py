@@ -18,6 +18,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
@@ -28,7 +29,7 @@ from typing import TypeVar
 from ._bolt import Bolt
 from ._boltwriter import BoltWriter
 from ._checkpoint import Checkpoint
-from ._disk import Disk
+from ._disk import Disk, DiskError
 from ._mapping import Mapping
 from ._wal import Wal
 from ._walread import SEGMENT_NAME
@@ -49,6 +50,7 @@ from .members import Cluster
 from .messages import ConfState
 from .raft import Raft
 from .snapfile import snapshot_names, write_snapshot
+from .snapshots import Source
 from .version import STORAGE_VERSIONS
 
 # A stop does not wait for a whole new file that is larger.
@@ -92,6 +94,39 @@ class Taken:
     cluster: Cluster
     leases: int
     buckets: dict[bytes, list[tuple[bytes, bytes]]]
+
+
+class Demand:
+    """A snapshot that a client asked for: the file, once it has all that was applied then."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._wanted = checkpoints.state.applied
+        self._failures = checkpoints.failures
+
+    @property
+    def index(self) -> int:
+        """Of the checkpoint that it gets, or would if that began now."""
+        begun = self._checkpoints.begun_index
+        return begun if begun >= self._wanted else self._checkpoints.state.applied
+
+    def step(self) -> bool:
+        """The turn writes checkpoints by itself; here it is told that one is wanted."""
+        checkpoints = self._checkpoints
+        checkpoints.wanted_index = max(checkpoints.wanted_index, self._wanted)
+        return False
+
+    def source(self) -> Source | None:
+        """The file, when it is there; the caller closes its descriptor. Raises DiskError."""
+        checkpoints = self._checkpoints
+        if checkpoints.saved.index >= self._wanted:
+            return checkpoints.lend()
+        if checkpoints.failures != self._failures:
+            raise checkpoints.failure
+        return None
+
+    def close(self) -> None:
+        """A checkpoint is never in vain."""
 
 
 class Inline(Executor):
@@ -144,6 +179,11 @@ class Checkpoints:
         # Milliseconds of the clock: not before, whatever is due; and not for a few entries alone.
         self._retry_at = 0
         self._rest_until = 0
+        # A client wants a checkpoint of this index or a later one; and of which the newest is.
+        self.wanted_index = 0
+        self.begun_index = 0
+        self.failures = 0
+        self.failure = DiskError("write", self.path, errno.EIO)
         self._steps: Steps | None = None
         self._future: Future[object] | None = None
         self._lock = -1
@@ -203,6 +243,8 @@ class Checkpoints:
         """Whether to begin one."""
         entries = self.state.applied - self.saved.index
         now = self.clock()
+        if self.wanted_index > self.saved.index:
+            return True
         if entries == 0 or now < self._retry_at:
             return False
         if self.state.store.waits_for_checkpoint:
@@ -251,6 +293,10 @@ class Checkpoints:
             # Nobody knows what the page cache has dropped of it: rule 3.
             self.saved = Saved(index=self.saved.index)
             self.set_saved_revision()
+            self.wanted_index = 0
+            self.failures += 1
+            if isinstance(failure, DiskError):
+                self.failure = failure
             self._retry_at = self.clock() + int(CHECKPOINT_RETRY_SECONDS * 1000)
 
     def _run(self, work: Callable[[], object]) -> Steps:
@@ -271,6 +317,7 @@ class Checkpoints:
         whole = self.wants_whole()
         finished = self.state.store.compact_revision if whole else self.saved.finished
         taken = self._take(finished)
+        self.begun_index = taken.index
         writer = self._open_writer(whole)
         try:
             pairs = Checkpoint(
@@ -388,6 +435,23 @@ class Checkpoints:
         finally:
             self.disk.close(handle)
         return mapping if self.state.store.values.add_mapping(mapping) else None
+
+    # --- snapshots
+
+    def demand(self) -> Demand:
+        """A snapshot of what is applied now, or later."""
+        return Demand(self)
+
+    def lend(self) -> Source:
+        """The file as the newest checkpoint left it: nothing of that changes any more."""
+        handle = self.disk.open(self.path)
+        try:
+            bolt = Bolt(self.disk.map(handle, self.path), self.path)
+            descriptor = self.disk.descriptor(handle, self.path)
+        finally:
+            self.disk.close(handle)
+        version = STORAGE_VERSIONS[self.config.storage_version]
+        return Source(descriptor, bolt.metas(), bolt.high_water * bolt.page_size, version)
 
     # --- what follows
 

@@ -295,4 +295,12 @@ class LeaseTtlTooLargeError(EtcdError):
     text = "etcdserver: too large lease TTL"
 
 
+class SnapshotFailedError(EtcdError):
+    """`etcdserver: the snapshot could not be made; the server's log says why`."""
+
+    id = 34
+    code = Status.INTERNAL
+    text = "etcdserver: the snapshot could not be made; the server's log says why"
+
+
 BY_ID: dict[int, type[EtcdError]] = {error.id: error for error in EtcdError.__subclasses__()}

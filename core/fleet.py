@@ -2,8 +2,8 @@
 
 Rules:
 1. A worker is a child of the core, dies with it (parent-death signal), and gets by the fork what it
-   may have: the listening sockets, its own two rings, its own and the core's doorbell. Everything
-   else is closed or unmapped before it runs.
+   may have: the listening sockets, its own two rings, its own and the core's doorbell, and a socket
+   over which the core hands it descriptors. Everything else is closed or unmapped before it runs.
 2. The store's memory is not copied into the child (MADV_DONTFORK), so a fork stays cheap however
    much data there is.
 3. A worker that dies is replaced at once, with new rings and a new generation: what its clients
@@ -72,6 +72,7 @@ class Inheritance:
     bell: Doorbell  # its own
     core_bell: Doorbell
     event_ring: EventRing  # a worker maps it anew to read, and lets go of this
+    channel: socket.socket  # where descriptors come from the core
 
 
 # Runs in the child until the worker is done, with its block of counters; answers the exit code.
@@ -120,6 +121,10 @@ class Fleet:
         self.blocks[slot] = counter_block()
         requests, replies, bell = Ring(capacity), Ring(capacity), Doorbell()
         bell.command = self.command
+        # A message stays whole, and what the worker does not take does not stop the core.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        theirs.setblocking(False)
         inheritance = Inheritance(
             slot,
             os.getpid(),
@@ -131,6 +136,7 @@ class Fleet:
             bell,
             self.core_bell,
             self.event_ring,
+            theirs,
         )
         # Objects that exist now are not touched by the collector again, in either process: their
         # pages stay shared.
@@ -139,8 +145,10 @@ class Fleet:
         if pid == 0:
             become_worker(inheritance, self.blocks[slot], self.worker_main)
         gc.unfreeze()
+        theirs.close()
         self.generation += 1
-        self.ports[slot] = Port(requests, replies, bell, slot, self.generation)
+        port = self.ports[slot] = Port(requests, replies, bell, slot, self.generation)
+        port.channel = ours
         self.pids[slot] = pid
         return pid
 
@@ -268,6 +276,7 @@ def inherited_descriptors(inheritance: Inheritance) -> set[int]:
     own += [inheritance.bell, inheritance.core_bell, inheritance.event_ring]
     kept = {0, 1, 2} | {item.fd for item in own}
     kept |= {listener.fileno() for listener in inheritance.listeners}
+    kept.add(inheritance.channel.fileno())
     return kept | set(inheritance.logger.descriptors)
 
 

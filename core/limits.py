@@ -199,6 +199,23 @@ DRAIN_SECONDS_MAX = 0.8
 # meanwhile is given up after this: its client takes less than 500 KB/s of a reply of 300 MB.
 LONG_REPLY_SECONDS_MAX = 600.0
 
+# --- snapshots ------------------------------------------------------------------------------------
+# States of the backend file that clients read at once. Most are the same file; but one that was
+# written anew since keeps its room on the disk. Who comes when all are in use waits.
+SNAPSHOT_FILES_MAX = 8
+# Clients of Snapshot at once, in all workers: each costs its worker CALL_SEND_BYTES_HIGH and
+# what is read ahead, below 2 MiB, and the core a pipe. More are answered `too many requests`.
+SNAPSHOT_STREAMS_MAX = 64
+# How long a client may wait for its file to be made, and for others' to be returned before.
+SNAPSHOT_SECONDS_MAX = 600.0
+# One message, where etcd has 32 KiB: more than a call may have waiting, so that each one is asked
+# for as soon as the client has taken most of the one before; any client takes 4 MiB.
+SNAPSHOT_PIECE_BYTES = 512 * 1024
+# Messages that are read before they can be sent.
+SNAPSHOT_PIECES_AHEAD = 2
+
+assert CALL_SEND_BYTES_HIGH < SNAPSHOT_PIECE_BYTES < REPLY_BYTES_HIGH
+
 # --- leases ---------------------------------------------------------------------------------------
 # Memory of replies that tell of leases and their keys, all of them together: 16 bytes for each of a
 # million leases, and of the keys of one lease their bytes. Who comes when it is used up waits.

@@ -9,7 +9,8 @@ Synchronous; the world is its arguments. A turn, from the requests in the rings 
     serve      reads whose index is applied are answered                                (_batch)
     publish    what was written is told to those who watch                              (_events)
     expire     leases that have run out are revoked by entries of the next turn         (_batch)
-    tidy       a step of compaction, of a checkpoint and of each long reply             (_port)
+    tidy       a step of compaction, of a checkpoint and of each long reply; snapshots, and the
+               replies go out                          (checkpoints, snapshots, _port)
 
 Rules:
 1. One sync is under way at most. What comes meanwhile gathers and is the next sync's: batches grow
@@ -35,12 +36,13 @@ from ._run import Run
 from ._wal import Wal
 from .apply import AlarmsDone, State
 from .checkpoints import Checkpoints
-from .errors import EtcdError, LeaderChangedError
+from .errors import EtcdError, LeaderChangedError, TooManyRequestsError
 from .limits import LONG_REPLY_SECONDS_MAX
 from .logs import Logger
 from .messages import AlarmRequest, InternalRaftRequest, RequestHeader
 from .raft import Raft, Ready, Role, SoftState
 from .readindex import ReadState
+from .snapshots import Handed, Snapshots
 
 # A sync is quick, and may run in the turn itself, if the one before took no longer; rule 2.
 QUICK_SYNC_SECONDS = 0.001
@@ -56,7 +58,7 @@ LONG_REPLY_MILLISECONDS_MAX = int(LONG_REPLY_SECONDS_MAX * 1000)
 # Gets None when a read index is applied, or why there is none.
 ReadDone = Callable[[EtcdError | None], None]
 # Answers what a worker asks in Python: the call, its payload, and where the answer goes.
-Handle = Callable[[int, bytes, Callable[[bytes | EtcdError], None]], None]
+Handle = Callable[[int, bytes, Callable[[bytes | Handed | EtcdError], None]], None]
 # Milliseconds of a clock that never goes back.
 Clock = Callable[[], int]
 
@@ -85,6 +87,7 @@ class Node:
         logger: Logger,
         clock: Clock,
         checkpoints: Checkpoints,
+        snapshots: Snapshots,
     ) -> None:
         self.state = state
         self.applier = state.applier
@@ -96,6 +99,7 @@ class Node:
         self.logger = logger
         self.clock = clock
         self.checkpoints = checkpoints
+        self.snapshots = snapshots
         self.applier.set_time(clock())
         state.conf_changed = raft.apply_conf_change
         # What is appended and not synced, and what the sync under way makes durable.
@@ -131,6 +135,8 @@ class Node:
             more = True
         if self.applier.compact_step(COMPACT_STEP):
             more = True
+        if self.snapshots.step():
+            more = True
         if self.checkpoints.step():
             more = True
         for each in self.ports:
@@ -160,6 +166,7 @@ class Node:
         for port in self.ports:
             if port is not None:
                 port.tick(milliseconds, LONG_REPLY_MILLISECONDS_MAX)
+        self.snapshots.tick()
 
     def work(self, alone: bool = True) -> None:
         """Do what raft says until it says nothing more; `alone` as rule 2 says."""
@@ -268,6 +275,7 @@ class Node:
         """Leave what starts fastest: a last checkpoint, and all of the log on the disk."""
         if self.wal.syncing:
             self.wal.finish_sync()
+        self.snapshots.close()
         self.checkpoints.finish()
         self.wal.sync()
         self.wal.close()
@@ -290,9 +298,15 @@ class Node:
         self.state.await_entry(entry_id, done)
 
 
-def answer(port: Port, request_id: int, reply: bytes | EtcdError) -> None:
+def answer(port: Port, request_id: int, reply: bytes | Handed | EtcdError) -> None:
     """Send a worker the answer to what it asked in Python."""
-    if isinstance(reply, EtcdError):
+    if isinstance(reply, Handed):
+        try:
+            port.hand_over(request_id, list(reply.descriptors), reply.message)
+        except OSError:
+            # It takes no more, or is gone.
+            port.answer_error(request_id, TooManyRequestsError.id)
+    elif isinstance(reply, EtcdError):
         port.answer_error(request_id, reply.id)
     else:
         port.answer(request_id, reply)

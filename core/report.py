@@ -10,6 +10,7 @@ from .errors import EtcdError
 from .fleet import Fleet
 from .messages import AlarmMember, AlarmRequest
 from .node import Node
+from .snapshots import Handed, SnapshotDone
 
 
 class Report:
@@ -21,7 +22,7 @@ class Report:
         self.fleet = fleet
 
     def handle(
-        self, call: int, payload: bytes, answer: Callable[[bytes | EtcdError], None]
+        self, call: int, payload: bytes, answer: Callable[[bytes | Handed | EtcdError], None]
     ) -> None:
         """Answer what a worker asks."""
         admin.handle(self, call, payload, answer)
@@ -79,6 +80,10 @@ class Report:
 
         self.node.propose_alarm(AlarmRequest.decode(request), applied)
 
+    def open_snapshot(self, done: SnapshotDone) -> None:
+        """Call `done` with a backend file."""
+        self.node.snapshots.open_snapshot(done)
+
     def metrics(self) -> admin.Metrics:
         """What the core counts."""
         node = self.node
@@ -89,6 +94,9 @@ class Report:
         return {
             "etcd_disk_wal_fsync_duration_seconds": admin.Histogram(
                 syncs.fsync_buckets, syncs.fsync_seconds
+            ),
+            "etcd_disk_backend_snapshot_duration_seconds": admin.Histogram(
+                node.snapshots.duration_counts, node.snapshots.duration_seconds
             ),
             "etcd_disk_wal_write_bytes_total": syncs.written_bytes,
             "etcd_debugging_lease_granted_total": granted,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import trio.testing
 
 from quorate.core.admin import Alarm, AlarmsDone, Done, Figures, MemberInfo, Metrics, handle
 from quorate.core.errors import EtcdError
+from quorate.core.snapshots import Handed, Loan, SnapshotDone, Source
 from quorate.workers.worker import EventKind
 
 FIGURES = Figures(
@@ -57,6 +59,10 @@ class FakeNode:
         self.reads = 0
         self.proposed: list[bytes] = []
         self.counters: list[int] = [0] * 2048
+        # What askers for a snapshot get; None lets them wait.
+        self.snapshot: Source | EtcdError | None = None
+        # The other ends of what they hold.
+        self.holders: list[int] = []
 
     def figures(self) -> Figures:
         return self.now
@@ -76,6 +82,15 @@ class FakeNode:
     def propose_alarm(self, request: bytes, done: AlarmsDone) -> None:
         self.proposed.append(request)
         done([Alarm(self.now.member_id, 1)])
+
+    def open_snapshot(self, done: SnapshotDone) -> None:
+        if isinstance(self.snapshot, EtcdError):
+            done(self.snapshot)
+        elif self.snapshot is not None:
+            ours, theirs = os.pipe()
+            self.holders.append(ours)
+            done(Loan(self.snapshot, theirs))
+            os.close(theirs)
 
     def metrics(self) -> Metrics:
         return {"etcd_mvcc_put_total": 3.0}
@@ -103,9 +118,19 @@ class FakePump:
         self.clients_gone = 0
         self.counted = FakeStatistics()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK)
+        # Where descriptors go: the core's end first.
+        self.channel: list[socket.socket] = []
+
+    def connect(self) -> socket.socket:
+        """Have answers with descriptors; the worker's end of the channel."""
+        self.channel = list(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        self.channel[1].setblocking(False)
+        return self.channel[1]
 
     def close(self) -> None:
         os.close(self.fd)
+        for end in self.channel:
+            end.close()
 
     def put(self, *event: Any) -> None:
         """An event for the next turn."""
@@ -153,8 +178,13 @@ class FakePump:
     def cancel_ask(self, ask_id: int) -> None:
         self.canceled.append(ask_id)
 
-    def _replier(self, ask_id: int) -> Callable[[bytes | EtcdError], None]:
-        def reply(answer: bytes | EtcdError) -> None:
+    def _replier(self, ask_id: int) -> Callable[[bytes | Handed | EtcdError], None]:
+        def reply(answer: bytes | Handed | EtcdError) -> None:
+            if isinstance(answer, Handed):
+                socket.send_fds(
+                    self.channel[0], [ask_id.to_bytes(8, "little")], list(answer.descriptors)
+                )
+                answer = answer.message
             if isinstance(answer, EtcdError):
                 self.put(EventKind.REPLY, ask_id, 4, answer.id, b"")
             else:

@@ -310,6 +310,22 @@ def test_a_snapshot_file_that_is_wrong_is_refused(
         directory.load()
 
 
+def test_a_newer_file_that_an_older_tool_restored(directory: Directory) -> None:
+    """Its members are of the cluster that was saved; other snapshots are no such sign."""
+    mark = (2).to_bytes(8, "big")
+    meta = marks(storageVersion=b"3.7.0", term=mark)
+    directory.write({b"meta": meta, b"members": {b"7": b"{}"}})
+    directory.snapshot(2, 8, good_tree())
+    backend = open_backend(directory.disk, directory.snap)
+    where = directory.disk, directory.snap, directory.wal
+    with pytest.raises(Fatal, match="another's id"):
+        find_start(backend, *where)
+    directory.snapshot(1, 9, good_tree())
+    assert find_start(backend, *where) == Start()
+    begin_at(directory, 4)
+    assert find_start(backend, *where).index == 8
+
+
 def test_a_start_without_a_term_lets_the_log_tell_it(directory: Directory) -> None:
     directory.write({b"meta": marks(storageVersion=b"3.7.0")})
     backend = open_backend(directory.disk, directory.snap)

@@ -208,7 +208,12 @@ def test_bbolt_finds_nothing_wrong(tmp_path: Path) -> None:
         b"large": (3, [(bytes([at]) * 30_000, bytes(100_000)) for at in range(1, 20)]),
         b"empty": (0, []),
     } | {b"bucket %03d" % at: (0, [(b"k", bytes(900))]) for at in range(300)}
-    for number, how in enumerate([{}, {"leaf_size": 65536}, {"freelist": 1, "page_size": 16384}]):
+    ways: list[dict[str, Any]] = [
+        {},
+        {"leaf_size": 65536},
+        {"freelist": True, "page_size": 16384},
+    ]
+    for number, how in enumerate(ways):
         path = tmp_path / str(number)
         writer = BoltWriter(OsDisk(), str(path), **how)
         fill(writer, content)

@@ -131,15 +131,16 @@ def test_a_file_that_is_gone_on_with_is_the_store_as_it_was(number: int) -> None
     """It keeps garbage, and never has a gap: what it says after its compaction is the same."""
     chance = random.Random(seed() + number)
     twins = Twins(chance)
-    store, disk = twins.one.store, None
+    store = twins.one.store
+    disk: SimDisk | None = None
     while store.versions == 0:
         twins.write(1)
     finished = saved = 0
     for _ in range(5):
         if disk is None:
             writer = new_writer(leaf_size=chance.choice((4096, 16384)))
+            assert isinstance(writer.disk, SimDisk)
             disk = writer.disk
-            assert isinstance(disk, SimDisk)
             finished = store.compact_revision
         else:
             bolt = Bolt(bytes(disk.file(PATH).data), PATH)

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quorate.core._bolt import Bolt
-from quorate.core._disk import DiskError
+from quorate.core._disk import DiskError, OsDisk
+from quorate.core._restore import Restore
 from quorate.core._storeview import StoreView
+from quorate.core._wal import make_directories
+from quorate.core.errors import SnapshotFailedError
 from quorate.core.limits import CHECKPOINT_RETRY_SECONDS
+from quorate.core.snapshots import Loan
 from tests.depth import depth, seed
 from tests.node_driver import DATA, Member, new_disk
 from tests.sim.disk import SimDisk
@@ -137,7 +143,8 @@ def test_values_are_read_from_the_file_and_memory_is_given_back() -> None:
         member.put(b"%d" % number, bytes([number]) * 1000)
     member.settle()
     values = member.node.state.store.values
-    assert values.blocks < 10 and len(values.mappings) == 1
+    assert values.blocks < 10
+    assert len(values.mappings) == 1
     assert member.everything()[b"3"][0] == bytes([3]) * 1000
     member.check()
 
@@ -155,7 +162,8 @@ def test_a_second_checkpoint_writes_only_what_is_new() -> None:
         member.put(b"more %d" % number, bytes(10))
     member.settle()
     second = member.node.checkpoints.saved
-    assert second.index > first.index and second.mapping is first.mapping
+    assert second.index > first.index
+    assert second.mapping is first.mapping
     # All that the first had is where it was, but for the metas.
     after = bytes(disk.file(f"{SNAP}/db").data)
     assert after[8192 : first.size] == content[8192 : first.size]
@@ -196,9 +204,13 @@ def test_old_segments_and_snapshot_files_go() -> None:
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["nothing", "all", "prefix", "sectors"])
+@pytest.mark.parametrize("how", ["nothing", "all", "sectors"])
 def test_a_crash_at_every_operation_loses_nothing(how: str) -> None:
-    """Deep runs do it with more sessions."""
+    """Deep runs do it with more sessions.
+
+    Not with a write that is cut at any byte, which no disk does: values here are random, and a
+    record that lacks but a last byte of one bit looks like one with a flipped bit.
+    """
     for number in range(seed(), seed() + depth(1, 8)):
         total = operations_of(number)
         for at in range(1, total + 1, depth(3, 1)):
@@ -211,8 +223,7 @@ def test_a_crash_at_every_operation_loses_nothing(how: str) -> None:
             disk.die_at = 1 + at * 7 % total
             with contextlib.suppress(DiskError):
                 session.run(disk, rounds=4)
-            how_then = "sectors" if how == "prefix" else how
-            survives(disk.crash(how_then), session, f"seed {number}, died at {at} of {total}")
+            survives(disk.crash(how), session, f"seed {number}, died at {at} of {total}")
 
 
 @pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC])
@@ -225,10 +236,10 @@ def test_a_failing_operation_ends_the_checkpoint_or_the_server_but_loses_nothing
     for at in range(20, total + 1, depth(3, 1)):
         disk, session = new_disk(at), Session(number)
         disk.fail_at, disk.fail_errno = at, failure
-        try:
+        member = None
+        with contextlib.suppress(DiskError):
             member = session.run(disk)
-        except DiskError as error:
-            assert error.errno == failure
+        if member is None:
             died += 1
             survives(disk.crash(), session, f"seed {number}, {at} failed")
             continue
@@ -240,7 +251,7 @@ def test_a_failing_operation_ends_the_checkpoint_or_the_server_but_loses_nothing
         assert member.node.checkpoints.saved.can_extend, f"none after {at}"
         assert told(member) == of_the_log(disk), f"seed {number}, {at} failed"
         survives(disk.crash("nothing"), session, f"seed {number}, {at} failed")
-    assert went_on > 5 and died > 5, (went_on, died)
+    assert min(went_on, died) > 5, (went_on, died)
 
 
 def test_what_a_crash_left_is_removed() -> None:
@@ -249,3 +260,85 @@ def test_what_a_crash_left_is_removed() -> None:
     disk.write(handle, b"half", 0)
     Member(disk)
     assert "db.tmp.checkpoint" not in (disk.list(SNAP) or [])
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+
+class Client:
+    """Who asks for a snapshot; `content` is what a worker would send of it."""
+
+    def __init__(self, member: Member) -> None:
+        self.content = b""
+        self.index = 0
+        self.error: object = None
+        member.node.snapshots.open_snapshot(self.done)
+
+    def done(self, loan: object) -> None:
+        if not isinstance(loan, Loan):
+            self.error = loan
+            return
+        source = loan.source
+        with os.fdopen(os.dup(source.descriptor), "rb") as file:
+            file.seek(len(source.head))
+            self.content = source.head + file.read(source.size - len(source.head))
+        assert len(self.content) == source.size
+
+
+def state_in(content: bytes) -> tuple[Bolt, StoreView]:
+    bolt = Bolt(content)
+    assert bolt.check().run(1 << 30)
+    meta = dict(bolt.items(b"meta"))
+    view = StoreView()
+    pairs = Restore(bolt, view.store)
+    while pairs.step(100):
+        pass
+    marks = [
+        meta.get(name) or bytes(17) for name in (b"scheduledCompactRev", b"finishedCompactRev")
+    ]
+    scheduled, finished = (int.from_bytes(mark[:8], "big") for mark in marks)
+    pairs.finish(scheduled, finished)
+    while view.compact_step():
+        pass
+    return bolt, view
+
+
+def on_a_disk(path: Path, **flags: Any) -> Member:
+    make_directories(OsDisk(), f"{path}/member/snap")
+    return Member(OsDisk(), data_dir=str(path), **flags)
+
+
+@pytest.mark.parametrize("number", range(depth(4, 100)))
+def test_a_snapshot_has_all_up_to_its_index_and_nothing_else(number: int, tmp_path: Path) -> None:
+    session, member = Session(seed() + number), on_a_disk(tmp_path, **OFTEN)
+    asked: list[tuple[Client, object, object]] = []
+    for _ in range(8):
+        for _ in range(session.chance.randrange(8)):
+            session.act(member)
+        client = Client(member)
+        member.settle()
+        store = member.node.state.store
+        view = StoreView(store)
+        asked.append((client, view.range(b"\0", b"\0"), view.hash_kv()[0]))
+    for client, now, hashed in asked:
+        assert client.error is None
+        bolt, found = state_in(client.content)
+        assert found.range(b"\0", b"\0") == now, f"seed {seed() + number}"
+        assert found.hash_kv()[0] == hashed
+        # The other meta is as good: a copy has no transaction before.
+        content = bytearray(client.content)
+        content[4096 * (bolt.transaction & 1) + 20] ^= 1
+        assert Bolt(bytes(content)).transaction == bolt.transaction - 1
+        assert state_in(bytes(content))[1].range(b"\0", b"\0") == now
+    member.node.close()
+
+
+def test_a_snapshot_that_cannot_be_written_is_an_error_to_who_asked() -> None:
+    disk = new_disk()
+    member = Member(disk, snapshot_count=1 << 40)
+    member.put(b"k", bytes(100))
+    disk.fail_at, disk.fail_errno = disk.operations + 3, errno.ENOSPC
+    client = Client(member)
+    member.settle()
+    assert isinstance(client.error, SnapshotFailedError)
+    assert member.put(b"k") == 3

@@ -67,6 +67,7 @@ def make() -> Iterator[Callable[..., Fleet]]:
     yield fleet
     for one in made:
         for slot, pid in enumerate(one.pids):
+            one.lose(slot)
             if pid:
                 one.kill(slot)
                 try:
@@ -278,7 +279,7 @@ def test_a_worker_has_its_own_descriptors_and_no_other(
         kept = {"fd": set(os.listdir("/proc/self/fd"))}
         expected = {item.fd for item in (inheritance.requests, inheritance.replies)}
         expected |= {inheritance.bell.fd, inheritance.core_bell.fd, 0, 1, 2}
-        expected.add(inheritance.event_ring.fd)
+        expected |= {inheritance.event_ring.fd, inheritance.channel.fileno()}
         expected |= {listener.fileno() for listener in inheritance.listeners}
         extra = {int(name) for name in kept["fd"]} - expected
         ignored = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -302,7 +303,8 @@ def test_both_ends_of_a_ring_meet_over_the_fork(make: Callable[..., Fleet]) -> N
             record = inheritance.replies.pull()
             if record is not None:
                 return 0 if inheritance.requests.push(record) else 1
-            inheritance.bell.wait(10)
+            if inheritance.bell.wait(10):
+                inheritance.bell.rise()
         return 2
 
     fleet = make(echoes)

@@ -31,6 +31,7 @@ from quorate.core.errors import EtcdError, InvalidAlarmActionError, MalformedErr
 from quorate.core.errors import NotImplementedError as NotBuiltError
 from quorate.core.limits import DRAIN_SECONDS_MAX, HEALTH_WATCH_SECONDS
 from quorate.core.logs import Logger
+from quorate.core.snapshots import Handed
 from quorate.frontends.counters import METHOD_FIELDS, RECEIVED_BYTES, STARTED, unpack
 from quorate.workers.worker import Command, EventKind, Worker
 from tests.fakepump import FIGURES, FakeNode, FakePump, Finished, settle
@@ -53,7 +54,7 @@ def run(test: Test) -> None:
         pump = FakePump(node)
         block = memoryview(mmap(-1, 2048 * 8)).cast("Q")
         bell = FakeBell()
-        worker = Worker(pump, bell, block, Logger((log,)))
+        worker = Worker(pump, bell, block, Logger((log,)), pump.connect())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.serve)
             await settle()
@@ -145,8 +146,10 @@ def test_an_unknown_alarm_action_never_reaches_the_log() -> None:
     assert isinstance(answers(3, b"\x08\x09")[0], InvalidAlarmActionError)
 
 
-def answers(number: int, payload: bytes, node: FakeNode | None = None) -> list[bytes | EtcdError]:
-    found: list[bytes | EtcdError] = []
+def answers(
+    number: int, payload: bytes, node: FakeNode | None = None
+) -> list[bytes | Handed | EtcdError]:
+    found: list[bytes | Handed | EtcdError] = []
     handle(node or FakeNode(), number, payload, found.append)
     return found
 

@@ -24,6 +24,7 @@ from quorate.core.config import Config
 from quorate.core.errors import EtcdError
 from quorate.core.limits import EVENT_RING_BYTES_MIN, RING_BYTES_MIN, WORKER_COUNTERS_MAX
 from quorate.core.logs import Logger
+from quorate.core.snapshots import Handed
 from quorate.frontends.counters import HANDLED, STARTED, unpack
 from quorate.workers.worker import Command, Worker, make_pump
 from tests.fakepump import FakeNode
@@ -49,6 +50,7 @@ class Inherited:
     bell: Doorbell = field(default_factory=Doorbell)
     core_bell: Doorbell = field(default_factory=Doorbell)
     event_ring: EventRing = field(default_factory=lambda: EventRing(EVENT_RING_BYTES_MIN))
+    channel: socket.socket | None = None
 
 
 class Core:
@@ -76,8 +78,9 @@ class Core:
             request_id, call, _, _ = REQUEST.unpack_from(record)
             handle(self._node, call, record[REQUEST.size :], self._replier(request_id))
 
-    def _replier(self, request_id: int) -> Callable[[bytes | EtcdError], None]:
-        def reply(answer: bytes | EtcdError) -> None:
+    def _replier(self, request_id: int) -> Callable[[bytes | Handed | EtcdError], None]:
+        def reply(answer: bytes | Handed | EtcdError) -> None:
+            assert not isinstance(answer, Handed)
             if isinstance(answer, EtcdError):
                 record = REPLY.pack(request_id, 0, END, answer.id, 0)
             else:

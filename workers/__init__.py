@@ -9,6 +9,7 @@ In reading order
     _pump               all sockets in one epoll set: receive, feed, reply ring, one send each
     calls               gRPC calls with Python handlers; questions to the core
     cluster, maintenance, health    those handlers, one class per service
+    snapshot            the backend file, piece by piece
     http1, pages        HTTP/1.1 on the same port: h11, and what each page must know
     processes           what the kernel says of core and workers, for the metrics
     _system             Linux calls that Python lacks

@@ -13,6 +13,9 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -47,6 +50,9 @@ from quorate.frontends.methods import METHODS, unknown_method_text
 
 REPLY_END = 4  # as in core/_record.pxd
 TIMEOUT_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+# One message of the channel: the question's id, and what comes with its answer.
+ASK_ID_BYTES = 8
+DESCRIPTORS_MAX = 4
 INTERNAL_TEXT = "quorate: internal error; the server's log says more"
 
 
@@ -83,11 +89,17 @@ class Deadline:
 
 
 class Core:
-    """Asks the core process."""
+    """Asks the core process, which answers through the pump, and with descriptors over `channel`.
 
-    def __init__(self, pump: Pump, wake: Callable[[], None]) -> None:
+    A descriptor comes before the answer that it belongs to, with the id of the question.
+    """
+
+    def __init__(
+        self, pump: Pump, wake: Callable[[], None], channel: socket.socket | None = None
+    ) -> None:
         self._pump = pump
         self._wake = wake
+        self._channel = channel
         self._asks: dict[int, Ask] = {}
 
     @property
@@ -97,6 +109,21 @@ class Core:
 
     async def ask(self, call: AdminCall, payload: bytes = b"") -> bytes:
         """The core's answer. Raises the EtcdError that it answers, or TimeoutError."""
+        ask = await self._ask(call, payload, REQUEST_SECONDS_DEFAULT)
+        assert not ask.descriptors, f"descriptors that nobody asked for came with {call!r}"
+        return bytes(ask.reply)
+
+    async def ask_for_descriptors(
+        self, call: AdminCall, payload: bytes, seconds: float
+    ) -> tuple[bytes, list[int]]:
+        """The core's answer and the descriptors with it, which the caller closes.
+
+        Raises the EtcdError that it answers, or TimeoutError after `seconds`.
+        """
+        ask = await self._ask(call, payload, seconds)
+        return bytes(ask.reply), ask.descriptors
+
+    async def _ask(self, call: AdminCall, payload: bytes, seconds: float) -> Ask:
         if len(self._asks) >= ASKS_MAX:
             raise TooManyRequestsError
         ask = Ask()
@@ -104,18 +131,23 @@ class Core:
         self._asks[ask_id] = ask
         self._wake()
         try:
-            with trio.move_on_after(REQUEST_SECONDS_DEFAULT):
+            with trio.move_on_after(seconds):
                 await ask.answered.wait()
+        except BaseException:
+            ask.close()
+            raise
         finally:
             del self._asks[ask_id]
             if not ask.answered.is_set():
                 self._pump.cancel_ask(ask_id)
                 self._wake()
         if not ask.answered.is_set():
+            ask.close()
             raise TimeoutError
         if ask.error:
+            ask.close()
             raise BY_ID[ask.error]
-        return bytes(ask.reply)
+        return ask
 
     def on_reply(self, ask_id: int, flags: int, error: int, payload: bytes) -> None:
         """A slice of an answer came; of a question that was taken back, nobody cares."""
@@ -124,8 +156,34 @@ class Core:
             return
         ask.reply += payload
         if flags & REPLY_END:
+            self.receive()
             ask.error = error
             ask.answered.set()
+
+    def receive(self) -> None:
+        """Take the descriptors that have come, and close those that nobody waits for."""
+        if self._channel is None:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message, descriptors, _, _ = socket.recv_fds(
+                    self._channel, ASK_ID_BYTES, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+                )
+                if not message:
+                    self._channel = None
+                    return
+                ask = self._asks.get(int.from_bytes(message, "little"))
+                if ask is not None:
+                    ask.descriptors += descriptors
+                    continue
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    async def receive_forever(self) -> None:
+        """Take descriptors whenever they come, so that none waits whose question is over."""
+        while self._channel is not None:
+            await trio.lowlevel.wait_readable(self._channel)
+            self.receive()
 
 
 class Ask:
@@ -135,6 +193,12 @@ class Ask:
         self.answered = trio.Event()
         self.reply = bytearray()
         self.error = 0
+        self.descriptors: list[int] = []
+
+    def close(self) -> None:
+        """Nobody wants what came."""
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
 
 class Call:
@@ -206,7 +270,7 @@ class Call:
             raise ProtocolError("Trailing metadata was already sent")
         if self._sent and not self._handler.cardinality.server_streaming:
             raise ProtocolError("Message was already sent")
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._sent += 1
         self._count(SENT)
         waiting = self._calls.pump.send_message(self._id, bytes(message))
@@ -214,6 +278,8 @@ class Call:
         if waiting > CALL_SEND_BYTES_HIGH:
             self._drained = trio.Event()
             await self._drained.wait()
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send_trailing_metadata(
         self,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from grpclib.const import Cardinality, Handler
+
 from quorate.api.etcdserverpb import (
     AlarmRequest,
     AlarmRequestAlarmAction,
     AlarmResponse,
     DefragmentRequest,
     DefragmentResponse,
+    SnapshotRequest,
+    SnapshotResponse,
     StatusRequest,
     StatusResponse,
 )
@@ -15,6 +19,9 @@ from quorate.api.etcdserverpb.services import MaintenanceBase
 from quorate.core.admincalls import AdminCall
 from quorate.core.errors import InvalidAlarmActionError
 from quorate.workers.calls import Core
+from quorate.workers.snapshot import Snapshots
+
+SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"
 
 
 class Maintenance(MaintenanceBase):
@@ -22,6 +29,7 @@ class Maintenance(MaintenanceBase):
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._snapshots = Snapshots(core)
 
     async def alarm(self, message: AlarmRequest) -> AlarmResponse:
         """Raises InvalidAlarmActionError for an action that would end etcd."""
@@ -36,3 +44,10 @@ class Maintenance(MaintenanceBase):
     async def defragment(self, message: DefragmentRequest) -> DefragmentResponse:
         """There is nothing to do, and the core says so at once."""
         return DefragmentResponse.parse(await self._core.ask(AdminCall.DEFRAGMENT, bytes(message)))
+
+    def __mapping__(self) -> dict[str, Handler]:
+        """Of each path; Snapshot's handler encodes its messages itself."""
+        snapshot = Handler(
+            self._snapshots.serve, Cardinality.UNARY_STREAM, SnapshotRequest, SnapshotResponse
+        )
+        return {**super().__mapping__(), SNAPSHOT: snapshot}

@@ -120,10 +120,17 @@ class Pump(calls.Pump, Protocol):
 class Worker:
     """The tasks of a worker process."""
 
-    def __init__(self, pump: Pump, bell: Bell, block: memoryview, logger: Logger) -> None:
+    def __init__(
+        self,
+        pump: Pump,
+        bell: Bell,
+        block: memoryview,
+        logger: Logger,
+        channel: socket.socket | None = None,
+    ) -> None:
         self.pump = pump
         self.counters = Counters()
-        self.core = Core(pump, self.wake)
+        self.core = Core(pump, self.wake, channel)
         self.pages = Pages(self.core, self.counters, self.publish)
         self.http1 = Http1(self.pages, logger)
         self._bell = bell
@@ -163,6 +170,7 @@ class Worker:
                 self.pump, handlers(self.core), nursery, self.wake, self.counters, self._logger
             )
             nursery.start_soon(self._publish_forever)
+            nursery.start_soon(self.core.receive_forever)
             await self.loop()
             nursery.cancel_scope.cancel()
         # The cancelled calls have said `server stopped`: send that.
@@ -253,6 +261,7 @@ SERVED = (
     "/etcdserverpb.Maintenance/Alarm",
     "/etcdserverpb.Maintenance/Status",
     "/etcdserverpb.Maintenance/Defragment",
+    "/etcdserverpb.Maintenance/Snapshot",
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/List",
     "/grpc.health.v1.Health/Watch",
@@ -310,6 +319,10 @@ class Inheritance(Protocol):
     def event_ring(self) -> EventRing:
         """What all workers are told."""
 
+    @property
+    def channel(self) -> socket.socket | None:
+        """Where descriptors come from the core; without one none come."""
+
 
 def worker_main(inheritance: Inheritance, block: memoryview) -> int:
     """Be a worker until the core says DRAIN; the answer is the exit code.
@@ -322,7 +335,8 @@ def worker_main(inheritance: Inheritance, block: memoryview) -> int:
 
     async def main() -> None:
         pump = make_pump(inheritance)
-        await Worker(pump, inheritance.bell, block, inheritance.logger).serve()
+        worker = Worker(pump, inheritance.bell, block, inheritance.logger, inheritance.channel)
+        await worker.serve()
 
     trio.run(main)
     return 0

@@ -181,6 +181,14 @@ class SimDisk(PythonDisk):
         self.file(path)
         self.change(os.path.dirname(path), lambda names: names.__delitem__(path))
 
+    def descriptor(self, handle: int, path: str = "") -> int:
+        self.step("open", path)
+        file = os.memfd_create(os.path.basename(path))
+        with open(file, "wb") as writer:
+            writer.write(self.handles[handle].data)
+            writer.flush()
+            return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
+
     def list(self, path: str) -> builtins.list[str] | None:
         if path not in self.names:
             return None
