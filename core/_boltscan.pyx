@@ -3,8 +3,8 @@
 Rules:
 1. A `Digest` is what etcd's `snapshot status` tells: the hash takes every bucket's name, then each
    key and value in it, in the file's order; keys count when their newest revision is no tombstone.
-2. A `Copy` appends a bucket's pairs to the bucket that is open in a writer, as they are. A bucket in
-   a bucket, which etcd never makes, is refused: nothing is left out in silence.
+2. A `Copy` appends a bucket's pairs to the bucket that is open in a writer, as they are. A bucket
+   in a bucket, which etcd never makes, is refused: nothing is left out in silence.
 3. What the file holds is believed no further than `Bolt` checks it. Raises BoltError, BackendError.
 """
 

@@ -33,7 +33,7 @@ SOURCE: Buckets = {
     b"alarm": {b"\x08\x07\x10\x01": b""},
     b"auth": {b"authRevision": bytes(8)},
     b"cluster": {b"clusterVersion": b"3.5.0"},
-    b"key": {revision(at): pair(b"k%d" % at, at, bytes(3000)) for at in range(2, 12)},
+    b"key": {revision(at): pair(b"k%d" % at, at, bytes(300)) for at in range(2, 32)},
     b"lease": {bytes(7) + b"\5": lease(5, 100)},
     b"members": {b"7": b"of another cluster"},
     b"members_removed": {b"8": b"removed"},
@@ -131,9 +131,9 @@ def test_a_bump_of_the_revision() -> None:
     restore(disk, Bolt(FILE), plan)
     assert is_there(disk, plan)
     found = content(bytes(disk.file("/d/member/snap/db").data))
-    assert found[b"key"] == {**SOURCE[b"key"], revision(1011): b""}
-    assert found[b"meta"][b"scheduledCompactRev"] == revision(1011)
-    assert revision_key(1011) == revision(1011)
+    assert found[b"key"] == {**SOURCE[b"key"], revision(1031): b""}
+    assert found[b"meta"][b"scheduledCompactRev"] == revision(1031)
+    assert revision_key(1031) == revision(1031)
 
 
 def test_a_bump_of_nothing() -> None:
@@ -236,17 +236,18 @@ def defragged(disk: SimDisk) -> None:
 
 def test_a_defragmented_file_holds_the_same() -> None:
     disk = new_disk(random.Random(0))
-    source(SOURCE, disk, "/d/db")
+    assert len(source(SOURCE, disk, "/d/db", 40)) > len(FILE)
     disk.sync_directory("/d")
     defragged(disk)
     assert content(bytes(disk.file("/d/db").data)) == SOURCE
     assert disk.list("/d") == ["db"]
+    assert bytes(disk.file("/d/db").data) == FILE
 
 
 @pytest.mark.parametrize("how", HOW)
 def test_a_defrag_that_dies_leaves_the_file(how: str) -> None:
     chance = random.Random(seed())
-    for die_at in list(range(1, 12)) * depth(2, 50):
+    for die_at in list(range(1, 15)) * depth(2, 50):
         disk = new_disk(chance)
         source(SOURCE, disk, "/d/db", 40)
         disk.sync_directory("/d")
