@@ -166,8 +166,9 @@ cdef class Restore:
                 return self._refuse(b"a key-value that was never created")
         version = self.store.put(
             pair.key.data, pair.key.size, pair.value.data, pair.value.size, pair.lease)
-        version.create_revision = pair.create_revision
-        version.version = pair.version
+        if not pair.is_bump:
+            version.create_revision = pair.create_revision
+            version.version = pair.version
         return 0
 
     cdef int _delete(self, const Pair *pair) except -1 nogil:
