@@ -306,6 +306,16 @@ cdef class Bolt:
             found = cursor.to_next()
         return names
 
+    def has_pages(self, bytes bucket):
+        """Whether there is such a bucket, with pages of its own and something in them."""
+        cdef Bucket found
+        cdef Cursor cursor
+        if not self.find_bucket(span_of(bucket), &found) or found.root == 0:
+            return False
+        cursor = Cursor.__new__(Cursor)
+        cursor.over(self, found)
+        return bool(cursor.to_last())
+
     def sequence(self, bytes bucket):
         """The number that a bucket carries."""
         return Cursor(self, bucket).sequence

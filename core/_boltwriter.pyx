@@ -211,7 +211,7 @@ cdef class BoltWriter:
     # --- buckets ------------------------------------------------------------------------------
 
     def begin(self, bytes name, uint64_t sequence=0, *, bint places=False):
-        """Begin a bucket; with `places` it is told where each value lies."""
+        """Begin a bucket; with `places` it is told where each pair lies."""
         if self.bucket is not None or name in self.values or self.handle < 0:
             raise Fatal(f"{self.path}: bucket {name!r} can't begin: {self.bucket!r} is open, or "
                         "the file is closed, or it was there before")
@@ -220,21 +220,12 @@ cdef class BoltWriter:
         self.bucket = name
         self.sequence = sequence
         self.wants_places = places
-        self.last_key.size = self.places.size = 0
-
-    def can_extend(self, bytes name):
-        """Whether the file has this bucket, with pages of its own and something in them."""
-        cdef Bucket bucket
-        cdef Cursor cursor
-        if self.bolt is None or not self.bolt.find_bucket(
-                Span(<const uint8_t *>name, len(name)), &bucket) or bucket.root == 0:
-            return False
-        cursor = Cursor.__new__(Cursor)
-        cursor.over(self.bolt, bucket)
-        return cursor.to_last()
+        self.last_key.size = 0
+        if places:
+            self.places.size = 0
 
     def extend(self, bytes name, *, bint places=False):
-        """Begin a bucket behind what the file has of it; `can_extend` went before.
+        """Begin a bucket behind what the file has of it: it has pages there.
 
         The branches on its right edge are written anew, its leaves stay.
         """
@@ -243,7 +234,7 @@ cdef class BoltWriter:
         cdef Frame *frame
         cdef int level
         cdef uint32_t i
-        if not self.can_extend(name):
+        if self.bolt is None or not self.bolt.has_pages(name):
             raise Fatal(f"{self.path}: bucket {name!r} can't be gone on with")
         self.bolt.find_bucket(Span(<const uint8_t *>name, len(name)), &bucket)
         self.begin(name, bucket.sequence, places=places)
@@ -328,7 +319,7 @@ cdef class BoltWriter:
         return bytes(value)
 
     def take_places(self):
-        """The file offsets of the values whose leaves were closed since the last call."""
+        """The file offsets of the pairs whose leaves were closed since the last call."""
         cdef size_t at
         offsets = [load_le64(self.places.data + at) for at in range(0, self.places.size, 8)]
         self.places.size = 0
@@ -454,13 +445,13 @@ cdef class BoltWriter:
         return id
 
     cdef int note_places(self, uint64_t offset) except -1 nogil:
-        """Tell where the values of the open leaf lie: its page lies at `offset`."""
+        """Tell where the pairs of the open leaf lie: its page lies at `offset`."""
         cdef const NodeElement *element = <const NodeElement *>self.leaf.elements.data
         cdef uint64_t at = offset + HEADER_BYTES + ELEMENT_BYTES * <uint64_t>self.leaf.count
         cdef uint32_t _
         buffer_reserve(&self.places, 8 * <size_t>self.leaf.count)
         for _ in range(self.leaf.count):
-            store_le64(self.places.data + self.places.size, at + element.key_size)
+            store_le64(self.places.data + self.places.size, at)
             self.places.size += 8
             at += element.key_size + element.value_size
             element += 1

@@ -24,6 +24,7 @@ cdef class Checkpoint:
     cdef readonly int64_t revision          # the store's when it began: nothing newer is written
     cdef readonly int64_t compact_revision  # what a compaction to it takes is not written; or -1
     cdef readonly uint64_t pairs            # written so far
+    cdef readonly uint64_t versions         # of these, in the bucket `key`
     cdef Stage stage
     cdef bint holding                       # the store keeps what is to be written
     cdef int64_t held

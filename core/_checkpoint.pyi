@@ -6,6 +6,7 @@ class Checkpoint:
     revision: int
     compact_revision: int
     pairs: int
+    versions: int
     after: int
     def __init__(
         self, store: Store, writer: BoltWriter, *, after: int = 0, leases: bool = True

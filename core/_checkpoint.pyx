@@ -9,15 +9,16 @@ Rules:
 3. A file that is gone on with gets every version since the one before, garbage or not: the store
    removes none that is not saved (`saved_revision`), so no gap comes up, and what a compaction has
    made superfluous in the file is removed by the next one that is whole.
-4. Once the file is durable and mapped, values are read from it: `map_step`. Which versions were
-   written is found again by the same rules: no newer version makes one of these garbage.
+4. Once the file is durable and mapped, values are read from it: `map_step`.
 5. The other buckets, and the marks, are the caller's.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport qsort
 
-from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve, load_le64, store_be64
+from quorate.core._bytes cimport (
+    buffer_append, buffer_free, buffer_reserve, load_be64, load_le64, store_be64,
+)
 from quorate.core._lessor cimport SavedLease
 from quorate.core._mapping cimport Mapping
 from quorate.core._protobuf cimport Span, write_varint
@@ -39,6 +40,7 @@ from quorate.core._version cimport (
 
 cdef enum:
     REVISION_BYTES = 17
+    SUB_AT = 9
     UNDERSCORE = 95
     MARK = 116              # 't' behind the revision of a tombstone
     TAG_KEY = 10
@@ -60,8 +62,6 @@ cdef class Checkpoint:
         self.after = after
         self.revision = store.revision
         self.compact_revision = store.compact_revision
-        self.held = store.hold()
-        self.holding = True
         store.history_seek(&self.at, after + 1, 0)
         if leases:
             store.lessor.append_saved(&self.leases)
@@ -70,6 +70,9 @@ cdef class Checkpoint:
             writer.begin(b"lease")
         else:
             self._begin_keys()
+        # Last, because who fails here is never closed.
+        self.held = store.hold()
+        self.holding = True
 
     def __dealloc__(self):
         buffer_free(&self.leases)
@@ -104,19 +107,25 @@ cdef class Checkpoint:
         return more
 
     cdef bint _map_values(self, Mapping mapping, uint64_t pairs) noexcept nogil:
-        cdef Version *version
-        cdef uint64_t place
-        while pairs:
-            version = self.store.history_next(&self.at)
-            if version == NULL or version.mod_revision > self.revision:
-                return False
-            if self._is_wanted(version):
-                place = load_le64(self.writer.places.data + self.place_at)
+        """Walk history and file side by side: either may have what the other has not."""
+        cdef const uint8_t *pair
+        cdef Version *version = self.store.history_next(&self.at)
+        while version != NULL and self.place_at < self.writer.places.size:
+            if pairs == 0:
+                self.store.history_seek(&self.at, version.mod_revision, version.sub)
+                return True
+            pairs -= 1
+            pair = mapping.data + load_le64(self.writer.places.data + self.place_at)
+            if is_before(pair, version):
+                self.place_at += sizeof(uint64_t)
+                continue
+            if (load_be64(pair) == <uint64_t>version.mod_revision
+                    and load_be64(pair + SUB_AT) == version.sub):
                 self.place_at += sizeof(uint64_t)
                 if version.flags & VERSION_OUTSIDE:
-                    self.store.map_value(version, mapping.data + place + head_size(version))
-            pairs -= 1
-        return True
+                    self.store.map_value(version, pair + REVISION_BYTES + head_size(version))
+            version = self.store.history_next(&self.at)
+        return False
 
     def close(self):
         """Let compactions go on: after the last `map_step`, and for one that is given up."""
@@ -150,6 +159,7 @@ cdef class Checkpoint:
                     return False
                 if self._is_wanted(version):
                     self._write_version(version)
+                    self.versions += 1
                     self.pairs += 1
                 pairs -= 1
         return True
@@ -187,6 +197,14 @@ cdef class Checkpoint:
         return self.writer.push(
             Span(&name[0], REVISION_BYTES),
             Span(self.scratch.data + self.scratch.size - size, size))
+
+
+cdef inline bint is_before(const uint8_t *pair, const Version *version) noexcept nogil:
+    """Whether a pair's revision is less than that of a version."""
+    cdef uint64_t revision = load_be64(pair)
+    if revision != <uint64_t>version.mod_revision:
+        return revision < <uint64_t>version.mod_revision
+    return load_be64(pair + SUB_AT) < version.sub
 
 
 cdef inline size_t head_size(const Version *version) noexcept nogil:

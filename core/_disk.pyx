@@ -12,6 +12,7 @@ Rules:
 5. Directories have mode 0700 and files 0600, as in etcd. All files are opened to read and write.
 """
 
+import fcntl
 import mmap
 import os
 
@@ -132,6 +133,9 @@ cdef class Disk:
     def lock(self, handle, path=""):
         """Take the file's exclusive lock without waiting."""
         checked(self.file_lock(handle), "lock", path)
+
+    def lock_as_bolt(self, handle, path=""):
+        """Take the lock that bbolt takes, which is of another kind, without waiting."""
 
     def size(self, handle, path=""):
         """The file's size in bytes."""
@@ -310,6 +314,13 @@ cdef class OsDisk(Disk):
             return mmap.mmap(handle, 0, prot=mmap.PROT_READ)
         except OSError as error:
             raise DiskError("map", path, error.errno) from None
+
+    def lock_as_bolt(self, handle, path=""):
+        """Take the lock that bbolt takes, which is of another kind, without waiting."""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DiskError("lock", path, error.errno) from None
 
     def make_directory(self, path):
         """Make one directory (mode 0700)."""

@@ -11,7 +11,7 @@ Rules:
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from posix.unistd cimport getpid
 
-from libc.errno cimport errno
+from libc.errno cimport ENOMEM, errno
 
 from quorate.core._disk import DiskError, OsDisk
 
@@ -40,11 +40,29 @@ cdef class Mapping:
             return
         reach = max(reach, size)
         at = mmap(NULL, reach, PROT_READ, MAP_SHARED | MAP_NORESERVE, <int>handle, 0)
+        if at == MAP_FAILED and errno == ENOMEM and size:
+            # The address space is limited (ulimit -v).
+            reach = size
+            at = mmap(NULL, reach, PROT_READ, MAP_SHARED | MAP_NORESERVE, <int>handle, 0)
         if at == MAP_FAILED:
             raise DiskError("map", path, errno)
         madvise(at, reach, MADV_DONTFORK)
         self.reach = reach
         self.data = <const uint8_t *>at
+
+    @property
+    def is_live(self):
+        """Whether it shows what is written to the file from now on."""
+        return self.content is None
+
+    def close(self):
+        """Unmap it now, which may take long: nobody reads it any more."""
+        cdef void *at = <void *>self.data
+        cdef uint64_t reach = self.reach
+        self.data = NULL
+        if self.content is None and at != NULL and self.owner_pid == getpid():
+            with nogil:
+                munmap(at, reach)
 
     def __dealloc__(self):
         if self.data != NULL and self.content is None and self.owner_pid == getpid():

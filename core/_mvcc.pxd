@@ -183,8 +183,6 @@ cdef class Store:
     cdef void release_hold(self, int64_t held) noexcept nogil
 
     # -- Figures, O(1).
-    # Whether a compaction waits for `saved_revision`.
-    cdef bint compaction_waits(self) noexcept nogil
     cdef int64_t live_keys(self) noexcept nogil
     cdef uint64_t db_size(self) noexcept nogil              # what a checkpoint would take
     cdef uint64_t db_size_in_use(self) noexcept nogil

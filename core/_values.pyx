@@ -9,6 +9,7 @@ Rules:
 """
 
 from libc.stdint cimport uint8_t
+from libc.stdlib cimport abort
 from libc.string cimport memcpy
 
 from quorate.core._mapping cimport Mapping
@@ -32,16 +33,20 @@ cdef class Values:
         return True
 
     def drop_mappings(self):
-        """Let go of the files that no value is read from any more, but for the newest."""
+        """Let go of the files that no value is read from any more, but for the newest; which."""
         cdef size_t kept = 0
         cdef size_t count = len(self.mappings)
         cdef size_t number
+        dropped = []
         for number in range(count):
             if self.files[number].values or number + 1 == count:
                 self.files[kept] = self.files[number]
                 self.mappings[kept] = self.mappings[number]
                 kept += 1
+            else:
+                dropped.append(self.mappings[number])
         del self.mappings[kept:]
+        return dropped
 
     cdef int put(self, Version *version, const uint8_t *value) except -1 nogil:
         """Give a new version's value its place."""
@@ -80,4 +85,6 @@ cdef class Values:
         cdef int number = 0
         while not self.files[number].data <= place < self.files[number].end:
             number += 1
+            if number == MAPPINGS_MAX:
+                abort()
         return &self.files[number]

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from quorate.core._disk import Disk
 from quorate.core._eventring import EventRing
@@ -52,8 +53,9 @@ class Member:
         now: int = 1000,
         event_ring: EventRing | None = None,
         chance: random.Random | None = None,
+        **flags: Any,
     ) -> None:
-        config = Config(data_dir=data_dir, workers=workers)
+        config = Config(data_dir=data_dir, workers=workers, **flags)
         logger = Logger((), "info")
         self.now = now  # milliseconds; the test moves it
         self.fleet = Fleet(config, logger, [], lambda inheritance, block: 0)

@@ -8,6 +8,7 @@ import pytest
 
 from quorate.core._bolt import Bolt
 from quorate.core._boltwriter import BoltWriter
+from quorate.core._mapping import Mapping
 from quorate.core._restore import BackendError
 from quorate.core.apply import State
 from quorate.core.backend import Backend, read_alarms, read_members
@@ -40,7 +41,8 @@ def backend_of(buckets: dict[bytes, list[Pair]]) -> Backend:
             writer.put(key, value)
         writer.end()
     writer.finish()
-    return Backend("/d/db", Bolt(bytes(disk.file("/d/db").data), "/d/db"))
+    mapping = Mapping(disk, disk.open("/d/db"), "/d/db")
+    return Backend("/d/db", Bolt.mapped(mapping, mapping.reach), mapping)
 
 
 def test_what_etcd_would_have_written() -> None:
@@ -135,7 +137,7 @@ def test_a_bucket_in_a_bucket_is_refused() -> None:
         def items(self, name: bytes) -> list[tuple[bytes, bytes | None]]:
             return [(b"inner", None)]
 
-    nested = Backend(backend.path, Nested())  # type: ignore[arg-type]
+    nested = Backend(backend.path, Nested(), backend.mapping)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="bucket in a bucket"):
         carried_buckets(nested)
 
