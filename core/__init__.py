@@ -35,6 +35,7 @@ Consensus and disk
     _wal *, _segments *         the log, and its segments made ahead
     _walframe, _walread, _waltail   its records, reading it back, judging its end
     _bolt, _boltwriter, _boltpage   etcd's backend file: read in place; written; its pages
+    _boltscan           all of such a file, hashed or copied, for the tools
 
 State
     apply               everything that entries made: store, members, alarms

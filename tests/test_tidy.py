@@ -45,7 +45,7 @@ SHARED_CORE = frozenset(
 FILES_CORE = frozenset(
     {
         *("_bolt", "_boltscan", "_boltwriter", "_disk", "_run", "_wal", "_walread", "snapfile"),
-        *("_mvcc", "_restore", "_storeview", "apply", "backend", "members", "messages"),
+        *("_mapping", "_mvcc", "_restore", "_storeview", "apply", "backend", "members", "messages"),
         *("config", "errors", "flags", "limits", "logs", "version"),
     }
 )

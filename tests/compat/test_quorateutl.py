@@ -383,3 +383,16 @@ def test_check_tells_what_a_directory_gives(used: Server, program: Program) -> N
     assert answer["index"] == status["raftIndex"]
     assert "the log alone gives the same" in utl("check", "--data-dir", used.data)
     assert before == {path: path.read_bytes() for path in used.data.rglob("*") if path.is_file()}
+
+
+def test_check_finds_a_file_that_says_something_else(used: Server) -> None:
+    """Its pages are right, and a value is another than the log made: nothing else would see it."""
+    used.stop()
+    path = used.data / "member" / "snap" / "db"
+    content = path.read_bytes()
+    at = content.rindex(b"*\x06leased") + 3
+    path.write_bytes(content[:at] + b"m" + content[at + 1 :])
+    done = run("check", "--data-dir", used.data)
+    assert done.returncode == 1
+    assert "the log alone gives hash " in done.stderr
+    assert "the backend file is not what the log made; keep a copy" in done.stderr

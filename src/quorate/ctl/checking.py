@@ -20,6 +20,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from quorate.core._bolt import BoltError, Check
+from quorate.core._disk import Disk, OsDisk
 from quorate.core._restore import BackendError
 from quorate.core._run import Run
 from quorate.core._walread import SEGMENT_NAME, WalReader
@@ -39,6 +40,10 @@ from .untouched import Untouched
 BACKEND_WAY_OUT = (
     "keep a copy of the data directory; then restore a snapshot, or remove this member and add it "
     "again with an empty one"
+)
+LOG_WAY_OUT = (
+    "look for it (--wal-dir), or make a directory of the backend file with `snapshot restore "
+    "--skip-hash-check`"
 )
 SNAPSHOT_WAY_OUT = "move it away: the one before it takes its place"
 # What a log begins with that `snapshot restore` made; no other has a snapshot of that term.
@@ -84,7 +89,7 @@ def check_command(call: Call) -> None:
 
 def check_directory(snap: str, wal: str, seconds: float) -> Findings:
     """Look at all of it. Raises CommandError when another process has it."""
-    disk, findings = Untouched(), Findings()
+    disk, findings = OsDisk(), Findings()
     path = os.path.join(snap, "db")
     if "db" not in (disk.list(snap) or ()):
         findings.lines.append(f"{path}: there is none")
@@ -96,13 +101,15 @@ def check_directory(snap: str, wal: str, seconds: float) -> Findings:
     return findings
 
 
-def check_rest(disk: Untouched, snap: str, wal: str, findings: Findings) -> None:
+def check_rest(disk: OsDisk, snap: str, wal: str, findings: Findings) -> None:
     """The same, where nobody else has it."""
     backend: Backend | None = None
     try:
         backend = open_backend(disk, snap)
         if backend is not None:
             findings.lines.append(check_backend(backend))
+        if first_index(disk, wal) < 0:
+            raise Fatal(f"{wal}: there is no log, without which no server starts; {LOG_WAY_OUT}")
         start = find_start(backend, disk, snap, wal)
     except (BoltError, BackendError) as error:
         findings.problems.append(f"{error}; {BACKEND_WAY_OUT}")
@@ -117,7 +124,9 @@ def check_rest(disk: Untouched, snap: str, wal: str, findings: Findings) -> None
             findings.lines.append(f"{wal}: not read, for its beginning is in the backend file")
             return
     try:
-        check_log(disk, wal, backend, start, findings)
+        check_log(Untouched(), wal, backend, start, findings)
+    except (BoltError, BackendError) as error:
+        findings.problems.append(f"{error}; {BACKEND_WAY_OUT}")
     except Fatal as error:
         findings.problems.append(str(error))
 
@@ -136,7 +145,7 @@ def check_backend(backend: Backend) -> str:
     )
 
 
-def check_snapshots(disk: Untouched, snap: str, findings: Findings) -> None:
+def check_snapshots(disk: OsDisk, snap: str, findings: Findings) -> None:
     """Read every snapshot file."""
     names = snapshot_names(disk, snap)
     for _, _, name in names:
@@ -150,7 +159,7 @@ def check_snapshots(disk: Untouched, snap: str, findings: Findings) -> None:
     findings.lines.append(f"{snap}: {len(names)} snapshot files{newest}")
 
 
-def first_index(disk: Untouched, wal: str) -> int:
+def first_index(disk: Disk, wal: str) -> int:
     """The entry before which the log begins; -1 when there is no log."""
     names = map(SEGMENT_NAME.fullmatch, disk.list(wal) or ())
     return min((int(match[2], 16) for match in names if match), default=-1)

@@ -13,14 +13,17 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from quorate.core._bolt import Bolt
+from quorate.core._bolt import Bolt, BoltError
 from quorate.core._disk import OsDisk
+from quorate.core._mapping import Mapping
 from quorate.core._walread import SEGMENT_NAME, lock_segment
+from quorate.core.backend import Backend
 
 from .commandline import CommandError
 
@@ -49,6 +52,8 @@ def opened(path: str) -> Iterator[int]:
     except OSError as error:
         raise CommandError(f"open {path}: {reason(error)}") from None
     try:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise CommandError(f"open {path}: is a directory")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -65,15 +70,19 @@ def mapped(descriptor: int, path: str) -> mmap.mmap | bytes:
 
 
 @contextmanager
-def open_bolt(path: str, seconds: float) -> Iterator[Bolt]:
+def open_backend_file(path: str, seconds: float) -> Iterator[Backend]:
     """The backend file at `path`, whole or as a snapshot, while nobody writes it.
 
-    Raises CommandError, BoltError.
+    Raises CommandError, Fatal.
     """
     check_exists(path)
     with opened(path) as descriptor:
         lock_backend(descriptor, path, seconds, fcntl.LOCK_SH)
-        yield Bolt(mapped(descriptor, path), path)
+        size = os.fstat(descriptor).st_size
+        if size == 0:
+            raise BoltError(path, 0, "the file is empty")
+        mapping = Mapping(OsDisk(), descriptor, path)
+        yield Backend(path, Bolt.mapped(mapping, size), mapping)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from quorate.core.backend import Backend
 from quorate.core.errors import EtcdError
 
 from .commandline import EXIT_BAD_ARGS, Call, CommandError
-from .files import check_exists, open_bolt
+from .files import check_exists, open_backend_file
 from .printing import Column, check_form, human_bytes, printed
 from .progress import progress
 
@@ -37,9 +37,9 @@ def status_command(call: Call) -> None:
     form = call.text("write-out")
     check_exists(path)
     check_form(form)
-    with open_bolt(path, call.number("timeout")) as bolt:
-        check_pages(bolt)
-        columns = status(bolt)
+    with open_backend_file(path, call.number("timeout")) as backend:
+        check_pages(backend.bolt)
+        columns = status(backend)
     sys.stdout.write(printed(form, "snapshot.Status", columns))
 
 
@@ -57,14 +57,14 @@ def check_pages(bolt: Bolt) -> None:
             raise CommandError(text) from None
 
 
-def status(bolt: Bolt) -> list[Column]:
+def status(backend: Backend) -> list[Column]:
     """The figures. Raises Fatal."""
-    digest = Digest(bolt)
+    digest = Digest(backend.bolt)
     with progress("hashing", 0) as advance:
         while digest.step(PIECE_PAIRS):
             advance(digest.pairs)
-    version = storage_version(Backend(bolt.path, bolt).mark(b"storageVersion"))
-    size = bolt.high_water * bolt.page_size
+    version = storage_version(backend.mark(b"storageVersion"))
+    size = backend.size
     revision, keys = digest.revision, len(digest.keys)
     return [
         Column("hash", f"{digest.hash:x}", "Hash", "hash", digest.hash),
@@ -85,8 +85,8 @@ def hashkv_command(call: Call) -> None:
     [path] = call.arguments
     form = call.text("write-out")
     check_form(form)
-    with open_bolt(path, call.number("timeout")) as bolt:
-        store = load(Backend(path, bolt))
+    with open_backend_file(path, call.number("timeout")) as backend:
+        store = load(backend)
         value, compacted, revision = hash_kv(store, call.integer("rev"))
     columns = [
         Column("hash", str(value), "Hash", "hash", value),
@@ -101,7 +101,8 @@ def hashkv_command(call: Call) -> None:
 def load(backend: Backend) -> Store:
     """The file's keys and leases as a store. Raises Fatal."""
     store = Store()
-    pairs = Restore(backend.bolt, store)
+    store.values.add_mapping(backend.mapping)
+    pairs = Restore(backend.bolt, store, in_place=True)
     with progress("reading", 0) as advance:
         while pairs.step(PIECE_PAIRS):
             advance(pairs.pairs)
