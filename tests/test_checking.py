@@ -18,9 +18,19 @@ from quorate.ctl import quorateutl
 from quorate.ctl.checking import check_directory
 from quorate.ctl.restore import Plan, restore, write_log
 from tests.sim.disk import SimDisk
-from tests.test_restore import FILE, MEMBERS, PLAN, SOURCE, source
+from tests.test_backend import revision
+from tests.test_restore import FILE, MEMBERS, PLAN, source
+from tests.walmodel import varint
 
-HASH = checksum(b"key" + b"".join(key + value for key, value in sorted(SOURCE[b"key"].items())))
+
+def key_value(at: int) -> bytes:
+    """The pair of that revision with its fields in the order in which etcd writes them."""
+    name, size = b"k%d" % at, varint(300)
+    numbers = bytes([16, at, 24, at, 32, 1])
+    return bytes([10, len(name)]) + name + numbers + b"*" + size + bytes(300)
+
+
+HASH = checksum(b"key" + b"".join(revision(at) + key_value(at) for at in range(2, 32)))
 SEGMENT = f"{0:016x}-{0:016x}.wal"
 
 
