@@ -167,6 +167,7 @@ def test_another_process_has_it(data: Path, capsys: pytest.CaptureFixture[str]) 
     handle = disk.open(str(data / "member" / "wal" / SEGMENT))
     disk.lock(handle)
     assert "another process uses" in run(capsys, *words)[2]
+    assert "another process uses" in run(capsys, "defrag", *words[1:])[2]
     disk.close(handle)
     handle = disk.open(str(data / "member" / "snap" / "db"))
     disk.lock_as_bolt(handle)
