@@ -4,7 +4,8 @@ Rules:
 1. Nothing is written before everything that can be refused was: names, URLs, the snapshot's hash.
 2. All is made in `member.restoring`, synced, and renamed to `member` in the end (a log elsewhere
    just before): whatever interrupts it, there is a whole member or none, and what is left does not
-   keep the same command from being given again.
+   keep the same command from being given again. (But a log elsewhere does, if it had its name and
+   the member had not: it is to be removed first.)
 3. The backend file is written anew from what the snapshot's pages lead to: each is checked on the
    way. Keys, leases, alarms, users and unknown buckets are carried over; members, the index and the
    configuration are the new cluster's, as etcd 3.7 has them.
