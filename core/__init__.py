@@ -42,12 +42,15 @@ State
     _apply              KV and lease entries, and read-only transactions, on the store
     members             members, their ids, alarms, cluster version
     _mvcc               the store: revisions, versions, compaction, hashes
-    _version, _keytree, _history, _arena    one version; the tree; the order; the memory
+    _version, _versionrecord    one version, in memory and in a file
+    _keytree, _history  the tree of keys; versions in their order
+    _arena              the memory of both
+    _values, _mapping   where larger values lie; a file in memory
     _lessor, _leases    leases, their keys, and when they run out; what is answered of them
     _selection, _listing        what a Range selects, and how a long answer leaves in slices
     _storeview          the store for Python: tests and tools
     backend, _restore   etcd's backend file becomes the state
-    _checkpoint         the store becomes such a file
+    checkpoints, _checkpoint    the store becomes such a file, or goes on with it
     buckets             what else is in it
     snapfile            etcd's snapshot files, for the members that they name
 

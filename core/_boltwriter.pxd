@@ -50,8 +50,8 @@ cdef class BoltWriter:
     cdef readonly uint64_t transaction
     cdef readonly uint64_t pages        # that have their place; the next page's number
     cdef readonly bint finished
-    # File offsets, u64 each, of the pairs of the bucket that was begun with `places`, in order: of a
-    # pair's key, which its value follows. They come when the leaf is closed.
+    # File offsets, u64 each, of the pairs of the bucket that was begun with `places`, in order: of
+    # the key, which its value follows. They come when the leaf is closed.
     cdef Buffer places
     cdef int64_t handle                 # -1 when it is closed
     cdef uint64_t leaf_size_max

@@ -32,7 +32,7 @@ cdef class Checkpoint:
     cdef Buffer leases                      # SavedLease, sorted as the file has them
     cdef size_t lease_at
     cdef Buffer scratch
-    cdef size_t place_at                    # of the next value that is mapped, in the writer's places
+    cdef size_t place_at                    # of the next pair that is looked at, in `places`
 
     cdef _begin_keys(self)
     cdef bint _map_values(self, Mapping mapping, uint64_t pairs) noexcept nogil

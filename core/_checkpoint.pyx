@@ -65,8 +65,9 @@ cdef class Checkpoint:
         store.history_seek(&self.at, after + 1, 0)
         if leases:
             store.lessor.append_saved(&self.leases)
-            qsort(self.leases.data, self.leases.size // sizeof(SavedLease), sizeof(SavedLease),
-                  by_id)
+            if self.leases.size:
+                qsort(self.leases.data, self.leases.size // sizeof(SavedLease),
+                      sizeof(SavedLease), by_id)
             writer.begin(b"lease")
         else:
             self._begin_keys()

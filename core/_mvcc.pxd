@@ -91,7 +91,7 @@ cdef class Store:
     cdef readonly int64_t revision              # current; 1 for an empty store
     cdef readonly int64_t compact_revision      # of the newest compaction, -1 before the first
     cdef readonly int64_t finished_revision     # of the newest one whose removal is done, or -1
-    cdef public int64_t saved_revision          # up to here a file has all; nothing newer is removed
+    cdef public int64_t saved_revision          # a file has all up to here; nothing newer goes
     cdef readonly Arena arena
     cdef KeyTree tree
     cdef History history

@@ -20,7 +20,7 @@ cdef struct MappedFile:
 cdef class Values:
     cdef Arena arena
     cdef readonly uint64_t blocks               # values that have a block of the arena
-    cdef public bint in_place                   # values that are put lie in a mapping and stay there
+    cdef public bint in_place                   # values put lie in a mapping and stay there
     cdef readonly list mappings                 # the newest file last
     cdef MappedFile[MAPPINGS_MAX] files         # the same for C
 

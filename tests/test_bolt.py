@@ -125,7 +125,7 @@ def test_a_cursor_goes_everywhere() -> None:
 
 
 @pytest.mark.parametrize("leaf_size", [0, 65536])
-def test_each_value_is_where_the_writer_says(tmp_path: Path, leaf_size: int) -> None:
+def test_each_pair_is_where_the_writer_says(tmp_path: Path, leaf_size: int) -> None:
     path = tmp_path / "db"
     writer = BoltWriter(OsDisk(), str(path), leaf_size=leaf_size)
     values = [bytes([at % 251]) * (at % 700) for at in range(3000)]
@@ -144,11 +144,84 @@ def test_each_value_is_where_the_writer_says(tmp_path: Path, leaf_size: int) -> 
     writer.finish()
     assert path.stat().st_mode & 0o777 == 0o600
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for place, value in zip(places, values, strict=True):
-            assert data[place : place + len(value)] == value
+        for at, (place, value) in enumerate(zip(places, values, strict=True)):
+            assert data[place : place + 8] == at.to_bytes(8, "big")
+            assert data[place + 8 : place + 8 + len(value)] == value
         bolt = Bolt(data)
         assert [value for _, value in bolt.items(b"key")] == values
         del bolt
+
+
+# --- going on with a file -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(depth(30, 500)))
+def test_a_file_is_gone_on_with(number: int) -> None:
+    """Buckets grow, are written anew or stay; what the file had before is not touched."""
+    chance = random.Random(seed() + number)
+    page_size = chance.choice((512, 4096))
+    disk = sim_disk()
+    key = 0
+    content: Content = {b"stays": (3, [(b"a", bytes(chance.randrange(3000)))]), b"other": (0, [])}
+    grown: list[tuple[bytes, bytes]] = []
+
+    def pairs(at_least: int) -> list[tuple[bytes, bytes]]:
+        nonlocal key
+        found = []
+        for _ in range(at_least + chance.randrange(60)):
+            key += 1
+            found.append((b"%08d" % key, bytes(chance.choice((0, 9, 300, 9000)))))
+        return found
+
+    grown += pairs(1)
+    writer = BoltWriter(disk, PATH, page_size=page_size, leaf_size=chance.choice((0, 16384)))
+    fill(writer, content)
+    writer.begin(b"key", 7, places=True)
+    for pair in grown:
+        writer.put(*pair)
+    writer.end()
+    writer.finish()
+    for _ in range(chance.randrange(1, 12)):
+        before = bytes(disk.file(PATH).data)
+        bolt = Bolt(before, PATH)
+        writer = BoltWriter.append_to(
+            disk, bolt, leaf_size=chance.choice((0, 16384)), deferred=chance.random() < 0.5
+        )
+        new = pairs(0) if chance.random() < 0.8 else []
+        writer.extend(b"key", places=True)
+        for pair in new:
+            writer.put(*pair)
+        writer.end()
+        grown += new
+        if chance.random() < 0.5:
+            content[b"other"] = (0, pairs(0))
+            fill(writer, {b"other": content[b"other"]})
+        size = writer.finish()
+        after = bytes(disk.file(PATH).data)
+        old_end = bolt.high_water * page_size
+        assert after[2 * page_size : old_end] == before[2 * page_size : old_end]
+        kept = bolt.transaction & 1
+        assert after[kept * page_size :][:page_size] == before[kept * page_size :][:page_size]
+        found = Bolt(after, PATH)
+        assert (found.transaction, found.high_water * page_size) == (bolt.transaction + 1, size)
+        assert read(found) == {**content, b"key": (7, grown)}, f"seed {seed() + number}"
+        assert found.check().run(1 << 30)
+        assert read(Bolt(before, PATH)).keys() == {*content, b"key"}
+
+
+@pytest.mark.parametrize("bucket", [b"missing", b"empty", b"small"])
+def test_a_bucket_without_pages_is_not_gone_on_with(bucket: bytes) -> None:
+    disk = sim_disk()
+    writer = BoltWriter(disk, PATH)
+    writer.begin(b"empty", places=True)
+    writer.end()
+    fill(writer, {b"small": (0, [(b"k", b"v")])})
+    writer.finish()
+    bolt = Bolt(bytes(disk.file(PATH).data), PATH)
+    assert not bolt.has_pages(bucket)
+    writer = BoltWriter.append_to(disk, bolt)
+    with pytest.raises(Fatal, match="can't be gone on with"):
+        writer.extend(bucket)
 
 
 def test_the_largest_keys_and_what_is_too_large() -> None:

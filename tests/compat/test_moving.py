@@ -20,12 +20,7 @@ from tests.needs import need
 from tests.server import Program, Server
 from tests.wire import Client, Refused
 
-from quorate.core._boltwriter import BoltWriter
-from quorate.core._checkpoint import Checkpoint
 from quorate.core._disk import OsDisk
-from quorate.core._mvcc import Store
-from quorate.core._restore import Restore
-from quorate.core.backend import open_backend
 from quorate.core.members import Cluster, Member
 from quorate.core.messages import ConfState
 from quorate.core.snapfile import read_snapshot, snapshot_names, write_snapshot
@@ -124,7 +119,7 @@ def sides(program: Program, other: Program, tmp_path: Path) -> Iterator[tuple[Se
     """quorate and etcd with one data directory, neither of which runs."""
     with (
         Server(other, tmp_path / "etcd", *USED) as theirs,
-        Server(program, tmp_path / "quorate") as ours,
+        Server(program, tmp_path / "quorate", *USED) as ours,
     ):
         ours.data = theirs.data
         yield ours, theirs
@@ -187,46 +182,6 @@ def test_a_restored_snapshot(sides: tuple[Server, Server], tmp_path: Path) -> No
     found = seen(ours.start())
     del found["members"], before["members"]
     assert found == before
-
-
-def write_again(snap: Path) -> None:
-    """Read the backend file, and write what it held as a checkpoint in its place."""
-    disk = OsDisk()
-    backend = open_backend(disk, str(snap))
-    assert backend is not None
-    store = Store()
-    pairs = Restore(backend.bolt, store)
-    while pairs.step(1000):
-        pass
-    scheduled = backend.revision(b"scheduledCompactRev")
-    pairs.finish(scheduled, backend.revision(b"finishedCompactRev"))
-    writer = BoltWriter(disk, str(snap / "new"), leaf_size=65536)
-    checkpoint = Checkpoint(store, writer)
-    while checkpoint.step(1000):
-        pass
-    for name in sorted(set(backend.bolt.buckets()) - {b"key", b"lease"}):
-        writer.begin(name)
-        for key, value in backend.items(name):
-            writer.put(key, value)
-        writer.end()
-    writer.finish()
-    writer.close()
-    (snap / "new").rename(snap / "db")
-
-
-def test_a_checkpoint_of_ours(sides: tuple[Server, Server]) -> None:
-    """etcd goes on with a file that we wrote, under leases, deletes and compactions."""
-    chance = random.Random(seed())
-    _, theirs = sides
-    before: dict[str, Any] = {}
-    for move in range(depth(3, 10)):
-        with Client(theirs.start().port) as client:
-            if move:
-                assert contents(client) == before, f"seed {seed()}, move {move}"
-            use(client, chance, 200)
-            before = contents(client)
-        theirs.stop()
-        write_again(theirs.data / "member" / "snap")
 
 
 def test_members_in_a_snapshot_file_of_ours(sides: tuple[Server, Server]) -> None:
