@@ -43,7 +43,7 @@ State
     members             members, their ids, alarms, cluster version
     _mvcc               the store: revisions, versions, compaction, hashes
     _version, _versionrecord    one version, in memory and in a file
-    _keytree, _history  the tree of keys; versions in their order
+    _keytree, _history   the tree of keys; versions in their order
     _arena              the memory of both
     _values, _mapping   where larger values lie; a file in memory
     _lessor, _leases    leases, their keys, and when they run out; what is answered of them
