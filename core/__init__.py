@@ -35,6 +35,7 @@ Consensus and disk
     _wal *, _segments *         the log, and its segments made ahead
     _walframe, _walread, _waltail   its records, reading it back, judging its end
     _bolt, _boltwriter, _boltpage   etcd's backend file: read in place; written; its pages
+    _boltscan           all of such a file, hashed or copied, for the tools
 
 State
     apply               everything that entries made: store, members, alarms
@@ -42,7 +43,7 @@ State
     members             members, their ids, alarms, cluster version
     _mvcc               the store: revisions, versions, compaction, hashes
     _version, _versionrecord    one version, in memory and in a file
-    _keytree, _history  the tree of keys; versions in their order
+    _keytree, _history   the tree of keys; versions in their order
     _arena              the memory of both
     _values, _mapping   where larger values lie; a file in memory
     _lessor, _leases    leases, their keys, and when they run out; what is answered of them

@@ -84,15 +84,16 @@ cdef inline int append_header(Buffer *out, const Header *header, int64_t revisio
 
 
 cdef inline size_t key_value_size(const Version *version, int omit) noexcept nogil:
-    """Bytes of a version as mvccpb.KeyValue."""
+    """Bytes of a version as mvccpb.KeyValue; none for the one without a key (core/_restore.pyx)."""
     cdef size_t key = version_key_size(version)
     cdef size_t value = 0 if omit & OMIT_VALUE else version_value_size(version)
     cdef size_t size = (number_size(version.create_revision) + number_size(version.mod_revision)
                         + number_size(version.version))
+    if key == 0:
+        return 0
     if not omit & OMIT_LEASE:
         size += number_size(<uint64_t>version_lease(version))
-    if key:
-        size += 1 + varint_size(key) + key
+    size += 1 + varint_size(key) + key
     if value:
         size += 1 + varint_size(value) + value
     return size
@@ -122,11 +123,13 @@ cdef inline int append_key_value_head(
     at = out.data + out.size
     at[0] = tag
     at = write_varint(at + 1, size)
-    if key:
-        at[0] = 10
-        at = write_varint(at + 1, key)
-        memcpy(at, version_key(version), key)
-        at += key
+    if key == 0:
+        out.size = at - out.data
+        return 0
+    at[0] = 10
+    at = write_varint(at + 1, key)
+    memcpy(at, version_key(version), key)
+    at += key
     at = write_number(at, 16, <uint64_t>version.create_revision)
     at = write_number(at, 24, <uint64_t>version.mod_revision)
     at = write_number(at, 32, <uint64_t>version.version)

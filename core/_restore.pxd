@@ -13,12 +13,17 @@ cdef struct Pair:
     int64_t revision
     uint32_t sub
     bint tombstone
+    bint is_bump            # it holds nothing: the revision jumps here
     Span key
     Span value
     int64_t create_revision
     int64_t mod_revision
     int64_t version
     int64_t lease
+
+
+# Take a mvccpb.KeyValue apart; False when it is malformed.
+cdef bint read_pair(const Span *value, Pair *pair) noexcept nogil
 
 
 cdef class Restore:

@@ -5,7 +5,9 @@ Rules:
    etcd. Keys come in order of revision, each with the numbers that the file gives it: a file whose
    compaction was interrupted lacks versions that others were counted from.
 2. What contradicts itself is refused with its key: a name or value that is malformed, a revision
-   that the value denies, a key of nothing.
+   that the value denies, a key of nothing. A value of no bytes is what `snapshot restore
+   --bump-revision` leaves at the revision that it jumps to: a version without a key, which no
+   request can name, but which the hashes of etcd see.
 3. A tombstone of a key that is not there deletes nothing. What it deleted was compacted at its very
    revision; watchers from there on still have to hear of it, so it is kept.
 4. A compaction that was scheduled and not finished goes on by itself, as in etcd.
@@ -143,7 +145,8 @@ cdef class Restore:
         pair.revision = <int64_t>revision
         pair.sub = <uint32_t>sub
         pair.tombstone = self.at.key.size > REVISION_BYTES
-        if not read_pair(&self.at.value, &pair) or pair.key.size == 0:
+        pair.is_bump = self.at.value.size == 0 and not pair.tombstone
+        if not read_pair(&self.at.value, &pair) or (pair.key.size == 0 and not pair.is_bump):
             return self._refuse(b"a malformed key-value")
         if pair.revision < self.store.revision or (
                 pair.revision == self.store.revision and pair.sub < self.store.sub):
@@ -161,14 +164,16 @@ cdef class Restore:
 
     cdef int _put(self, const Pair *pair) except -1 nogil:
         cdef Version *version
-        if pair.mod_revision != pair.revision:
-            return self._refuse(b"a key-value under another's revision")
-        if not 0 < pair.create_revision <= pair.revision or pair.version <= 0:
-            return self._refuse(b"a key-value that was never created")
+        if not pair.is_bump:
+            if pair.mod_revision != pair.revision:
+                return self._refuse(b"a key-value under another's revision")
+            if not 0 < pair.create_revision <= pair.revision or pair.version <= 0:
+                return self._refuse(b"a key-value that was never created")
         version = self.store.put(
             pair.key.data, pair.key.size, pair.value.data, pair.value.size, pair.lease)
-        version.create_revision = pair.create_revision
-        version.version = pair.version
+        if not pair.is_bump:
+            version.create_revision = pair.create_revision
+            version.version = pair.version
         return 0
 
     cdef int _delete(self, const Pair *pair) except -1 nogil:

@@ -60,6 +60,9 @@ cdef inline uint32_t crc_of_record(uint32_t crc, const Version *version) noexcep
     if version_is_tombstone(version):
         at[0] = b"t"
         at += 1
+    if version.key_size == 0:
+        # See core/_restore.pyx, rule 2.
+        return crc32c(crc, bytes, at - bytes)
     at[0] = 0x0a
     at = write_varint(at + 1, version.key_size)
     crc = crc32c(crc, bytes, at - bytes)

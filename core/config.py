@@ -358,22 +358,33 @@ def has_log(config: Config) -> bool:
 
 def verify_bootstrap(config: Config) -> None:
     """The initial cluster is this member alone, at the URLs that it advertises. Raises Fatal."""
-    cluster: dict[str, set[str]] = {}
-    for part in filter(None, config.initial_cluster.split(",")):
-        name, _, url = part.partition("=")
-        try:
-            cluster.setdefault(name.strip(), set()).add(read_url(url))
-        except ValueError as error:
-            raise Fatal(f"error setting up initial cluster: {error}") from None
-    if config.name not in cluster:
-        name = quoted(config.name)
-        raise Fatal(f"couldn't find local name {name} in the initial cluster configuration")
-    verify_peer_urls(config, sorted(cluster[config.name]))
+    try:
+        cluster = read_initial_cluster(config.initial_cluster)
+    except ValueError as error:
+        raise Fatal(f"error setting up initial cluster: {error}") from None
+    verify_local_member(config, cluster)
     if len(cluster) > 1:
         names = ",".join(sorted(cluster))
         raise Fatal(f"a cluster of several members ({names}) is not supported yet")
     if config.initial_cluster_state == "existing":
         raise Fatal("--initial-cluster-state=existing: joining a cluster is not supported yet")
+
+
+def read_initial_cluster(text: str) -> dict[str, set[str]]:
+    """The peer URLs of each member in `name=url,name=url`. Raises ValueError."""
+    cluster: dict[str, set[str]] = {}
+    for part in filter(None, text.split(",")):
+        name, _, url = part.partition("=")
+        cluster.setdefault(name.strip(), set()).add(read_url(url))
+    return cluster
+
+
+def verify_local_member(config: Config, cluster: Mapping[str, set[str]]) -> None:
+    """The initial cluster has this member, at the URLs that it advertises. Raises Fatal."""
+    if config.name not in cluster:
+        name = quoted(config.name)
+        raise Fatal(f"couldn't find local name {name} in the initial cluster configuration")
+    verify_peer_urls(config, sorted(cluster[config.name]))
 
 
 def verify_peer_urls(config: Config, listed: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from quorate.core._boltwriter import BoltWriter
 from quorate.core._checkpoint import Checkpoint
 from quorate.core._mapping import Mapping
 from quorate.core._mvcc import Store
-from quorate.core._restore import Restore
+from quorate.core._restore import Restore, checksum
 from quorate.core._storeview import StoreView
 from tests.core_driver import Core
 from tests.depth import depth, seed
@@ -221,3 +221,30 @@ def test_one_that_is_given_up_lets_compactions_go_on() -> None:
     while twins.one.compact_step(1000):
         pass
     assert store.finished_revision == store.revision
+
+
+def test_a_revision_that_jumped_is_written_as_it_was_read() -> None:
+    """`snapshot restore --bump-revision` leaves an empty pair, which etcd's hashes see."""
+    jump = (1003).to_bytes(8, "big") + b"_" + bytes(8)
+    writer = new_writer()
+    writer.begin(b"key")
+    view = StoreView()
+    view.begin()
+    view.put(b"a", b"b")
+    view.end()
+    before = new_writer()
+    first = finish(Checkpoint(view.store, before), before)
+    for key, value in first.items(b"key"):
+        writer.put(key, value or b"")
+    writer.put(jump, b"")
+    writer.end()
+    writer.finish()
+    assert isinstance(writer.disk, SimDisk)
+    bolt = Bolt(bytes(writer.disk.file(PATH).data), PATH)
+    store = restored(bolt, 1003)
+    pairs = list(bolt.items(b"key"))
+    expected = checksum(b"key" + b"".join(key + (value or b"") for key, value in pairs))
+    assert StoreView(store).hash_kv() == (expected, 1003, 1003)
+    assert StoreView(store).range(b"\0", b"\0") == [(b"a", b"b", 2, 2, 1, 0)]
+    again = new_writer()
+    assert list(finish(Checkpoint(store, again), again).items(b"key")) == pairs
