@@ -78,6 +78,9 @@ cdef struct Pin:
     uint64_t count
 
 
+cdef size_t record_size(const Version *version) noexcept nogil
+
+
 cdef class Store:
     cdef readonly int64_t revision              # current; 1 for an empty store
     cdef readonly int64_t compact_revision      # of the newest compaction, -1 before the first

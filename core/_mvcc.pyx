@@ -83,7 +83,7 @@ cdef inline size_t integer_field_size(int64_t value) noexcept nogil:
     return 1 + varint_size(<uint64_t>value) if value else 0
 
 
-cdef inline size_t record_size(const Version *version) noexcept nogil:
+cdef size_t record_size(const Version *version) noexcept nogil:
     """What the version takes in a leaf page of a backend file; the larger ones take whole pages."""
     cdef size_t size = FILE_ELEMENT + BUCKET_KEY + bytes_field_size(version.key_size)
     if version_is_tombstone(version):

@@ -17,6 +17,7 @@ from libc.string cimport memcpy, memset
 from quorate.core._bytes cimport crc32c, load_be64
 from quorate.core._errors cimport ERROR_NONE
 from quorate.core._keytree cimport Item, Path
+from quorate.core._mvcc cimport record_size
 from quorate.core._protobuf cimport (
     WIRE_BYTES, WIRE_VARINT, Reader, read_bytes, read_tag, read_varint, skip_field,
 )
@@ -162,8 +163,11 @@ cdef class Restore:
             return self._refuse(b"a key-value that was never created")
         version = self.store.put(
             pair.key.data, pair.key.size, pair.value.data, pair.value.size, pair.lease)
+        # What it takes in a file depends on these numbers: the books are to have the file's.
+        self.store.bucket_bytes -= record_size(version)
         version.create_revision = pair.create_revision
         version.version = pair.version
+        self.store.bucket_bytes += record_size(version)
         return 0
 
     cdef int _delete(self, const Pair *pair) except -1 nogil:
