@@ -211,7 +211,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 def change(pairs: Pairs, rng: random.Random) -> None:
     at = rng.randrange(len(pairs) + 1)
-    choice = rng.randrange(5)
+    choice = rng.randrange(6)
     if choice == 0 or at == len(pairs):
         pairs.insert(at, random_pair(rng))
         return
@@ -222,6 +222,9 @@ def change(pairs: Pairs, rng: random.Random) -> None:
         pairs[at] = bucket, havoc(key, rng), value
     elif choice == 3:
         pairs[at] = bucket, key, havoc(value, rng)
+    elif choice == 4:
+        # The same revision once more: a put if it was a tombstone, or the other way round.
+        pairs.insert(at, (bucket, key[:17] if key[17:] else key + b"t", value))
     else:
         pairs[at] = rng.randrange(len(BUCKETS)) if rng.random() < 0.1 else bucket, key, value
 

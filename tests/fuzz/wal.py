@@ -7,6 +7,7 @@ SEPARATOR and the index that its name says (one byte).
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from quorate.core._disk import DiskError
 from quorate.core._walread import WalCorruptError, WalReader
@@ -19,6 +20,7 @@ from tests.walmodel import (
     SNAPSHOT,
     STATE,
     crc32c,
+    decode_fields,
     encode_entry,
     encode_frame,
     scalars,
@@ -71,7 +73,54 @@ def run(data: bytes) -> bool:
     except DiskError as error:
         raise AssertionError("the disk has no faults") from error
     assert entries_of(disk, start_index, start_term) == first, "a second reading gives another log"
+    plain = plain_entries(disk, start_index)
+    if plain is not None:
+        told = [
+            (index, run[0], content)
+            for run in first
+            if isinstance(run, tuple)
+            for index, (_, content) in enumerate(run[2], run[1])
+        ]
+        assert told == plain, "read plainly it is another log"
     return True
+
+
+def plain_entries(disk: SimDisk, start_index: int) -> list[tuple[int, int, bytes]] | None:
+    """Index, term and data of what a log whose torn end was cut holds; None if this can't tell.
+
+    Asserts that no committed entry is replaced.
+    """
+    names = [name for name in disk.list(DIRECTORY) or () if name.endswith(".wal")]
+    first = max(at for at, name in enumerate(names) if int(name[17:33], 16) <= start_index)
+    segments = [b"\0" + bytes(disk.file(f"{DIRECTORY}/{name}").data) for name in names]
+    entries: dict[int, tuple[int, bytes]] = {}
+    commit = 0
+    for segment in segments[first:]:
+        records = strict_records(segment)
+        if records is None:
+            return None
+        for kind, content in records:
+            fields: dict[int, Any] = decode_fields(content)
+            if kind == STATE:
+                commit = fields.get(3, 0)
+            elif kind == ENTRY:
+                index = fields.get(3, 0)
+                if index > start_index or entries:
+                    replaced = index in entries or index <= start_index
+                    assert index > commit or not replaced, "a committed entry is replaced"
+                    entries = {at: entry for at, entry in entries.items() if at < index}
+                if index > start_index:
+                    entries[index] = (fields.get(2, 0), fields.get(4, b""))
+    return [(index, *entries[index]) for index in sorted(entries)]
+
+
+def strict_records(segment: bytes) -> Records | None:
+    """All records of a segment but its first crc; None if anything else is in it."""
+    found, end = frames(segment)
+    records = [decode_record(record) for record in found]
+    if any(segment[end:]) or not all(records):
+        return None
+    return [record for record in records if record and record[0] != CRC]
 
 
 def disk_of(data: bytes) -> SimDisk:
@@ -121,20 +170,24 @@ def decode(data: bytes) -> Log:
     """The records of an input, as far as they have their form; sums are not looked at."""
     log: Log = []
     for segment in data[3:].split(SEPARATOR)[1:]:
-        records: Records = []
-        at = 1
-        while at + 10 <= len(segment) and len(records) < RECORDS_MAX:
-            word = int.from_bytes(segment[at : at + 8], "little")
-            size = word & ((1 << 56) - 1)
-            record = segment[at + 8 : at + 8 + size]
-            if word == 0 or len(record) < size:
-                break
-            parsed = decode_record(record)
-            if parsed is not None and parsed[0] != CRC:
-                records.append(parsed)
-            at += 8 + size + -size % 8
+        parsed = [decode_record(record) for record in frames(segment)[0]]
+        records = [record for record in parsed if record and record[0] != CRC]
         log.append((segment[0] if segment else 0, records))
     return log
+
+
+def frames(segment: bytes) -> tuple[list[bytes], int]:
+    """What the frames of a segment hold, as far as one leads to the next, and where they end."""
+    found: list[bytes] = []
+    at = 1
+    while at + 10 <= len(segment) and len(found) < RECORDS_MAX:
+        size = int.from_bytes(segment[at : at + 7], "little")
+        record = segment[at + 8 : at + 8 + size]
+        if size == 0 or len(record) < size:
+            break
+        found.append(record)
+        at += 8 + size + -size % 8
+    return found, at
 
 
 def decode_record(record: bytes) -> tuple[int, bytes] | None:
