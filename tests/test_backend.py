@@ -312,6 +312,11 @@ def test_a_log_that_begins_late_needs_a_snapshot(directory: Directory) -> None:
         (lambda directory: directory.snapshot(2, 5, good_tree(), lie=1), "index 6"),
         (lambda directory: directory.snapshot(2, 5, []), "members are malformed"),
         (lambda directory: directory.snapshot(2, 5, tree(members=3)), "members are malformed"),
+        # JSON can name half a character, which no message can carry.
+        (
+            lambda directory: directory.snapshot(2, 5, tree(version=leaf("\ud800"))),
+            "members are malformed",
+        ),
         (
             lambda directory: directory.snapshot(2, 5, tree(members=node(x=node()))),
             "members are malformed",
