@@ -1,7 +1,7 @@
 """Builds the Cython modules; everything else is declared in pyproject.toml.
 
 QUORATE_DEBUG=1 builds with bounds checks, assertions and debug symbols;
-QUORATE_SANITIZE=address,undefined adds those sanitizers;
+QUORATE_SANITIZE=address,undefined adds those sanitizers, with fuzzer-no-link coverage, too;
 QUORATE_MODULES="core._wal bench._load" builds only the named modules.
 
 Every .pyx is found, nothing is registered. Each kind of build has its own folder under `build/`, so
@@ -20,7 +20,9 @@ from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("QUORATE_DEBUG") == "1"
 SANITIZE = os.environ.get("QUORATE_SANITIZE", "")
-BUILD = Path("build", *(["sanitize"] if SANITIZE else ["debug"] if DEBUG else []))
+# What fuzzers are led by needs another compiler (CC=clang) than the rest.
+KIND = "fuzz" if "fuzzer" in SANITIZE else "sanitize" if SANITIZE else "debug" if DEBUG else ""
+BUILD = Path("build", KIND)
 CORES = len(os.sched_getaffinity(0))
 SOURCE = Path("src/quorate")
 PACKAGES = {

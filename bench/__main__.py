@@ -51,6 +51,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--seconds", type=float, metavar="S", help="of each measured window; default 5, quick 1"
     )
     parser.add_argument(
+        "--scale",
+        type=float,
+        metavar="S",
+        help=f"what sizes of data sets are multiplied with; default 1, with --quick {QUICK_SCALE}",
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help=f"short and small: data sets of {QUICK_SCALE:.0%}%; a first look, not a result",
@@ -68,8 +74,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"no workload {name!r}; there are {' '.join((*GROUPS, *SPECIAL))}")
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (1.0 if options.quick else 5.0)
-    if options.rounds < 1 or options.seconds <= 0:
-        parser.error("--rounds and --seconds are above 0")
+    options.scale = options.scale or (QUICK_SCALE if options.quick else 1.0)
+    if options.rounds < 1 or options.seconds <= 0 or not 0 < options.scale <= 1:
+        parser.error("--rounds and --seconds are above 0, and --scale is above 0 and at most 1")
     return options
 
 
@@ -99,7 +106,7 @@ def distinct(targets: list[Target]) -> list[Target]:
     ]
 
 
-def check_disk(directory: Path, quick: bool) -> None:
+def check_disk(directory: Path, scale: float) -> None:
     """Raises ServerError where a figure would mean nothing, or the disk would run full."""
     if not directory.is_dir():
         raise ServerError(f"{directory}: no such directory")
@@ -108,8 +115,9 @@ def check_disk(directory: Path, quick: bool) -> None:
         raise ServerError(
             f"{directory} is on {kind}: writes there are not durable; choose a disk with --dir"
         )
-    if not quick and runner.free_bytes(directory) < FREE_BYTES_MIN:
-        raise ServerError(f"{directory} has less than {FREE_BYTES_MIN >> 30} GiB free")
+    needed = FREE_BYTES_MIN * scale
+    if runner.free_bytes(directory) < needed:
+        raise ServerError(f"{directory} has less than {needed / 2**30:.1f} GiB free")
 
 
 def run_cases(options: argparse.Namespace, targets: list[Target], about: dict[str, str]) -> int:
@@ -117,7 +125,7 @@ def run_cases(options: argparse.Namespace, targets: list[Target], about: dict[st
     settings = Settings(
         seconds=options.seconds,
         warmup=min(1.0, options.seconds / 2),
-        scale=QUICK_SCALE if options.quick else 1.0,
+        scale=options.scale,
     )
     cases: list[Case] = [
         case
@@ -137,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     directory = Path(options.dir)
     try:
-        check_disk(directory, options.quick)
+        check_disk(directory, options.scale)
         targets = find_targets(options)
         about = {
             "command": shlex.join(["python", "-m", "bench", *arguments]),

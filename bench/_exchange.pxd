@@ -12,6 +12,7 @@ cdef enum Kind:
     TXN = 3             # Kubernetes' update: compare mod revision, then put, else get
     CALL = 4            # any bytes; the reply is kept as it is
     GRANT = 5           # a lease with an id of our choice
+    DELETE = 6          # one key
 
 
 cdef struct Work:
@@ -54,7 +55,7 @@ cdef struct Exchange:
     int64_t revision            # the header's
     int64_t mod_revision        # of the last key-value read
     int64_t seen                # key-values so far; of a GRANT: the time to live
-    int64_t count               # of a GRANT: the lease's id
+    int64_t count               # of a GRANT: the lease's id; of a DELETE: the keys that it deleted
     bint more
     bint succeeded
     int64_t responses           # of a TXN

@@ -11,6 +11,7 @@ What is checked:
   what was acknowledged when it left, and its value is byte for byte what was put;
 - a list has as many key-values as limit and keyspace say, in order, the right `count` and `more`;
 - a grant gives the lease id and the time to live that were asked for;
+- a delete deletes the key if it is known to be there, which nobody else may change meanwhile;
 - a txn that compared the right mod revision succeeded, with one response.
 
 A reply is read field by field as its bytes come, so that a list of any size needs no more memory
@@ -26,6 +27,7 @@ from bench._keyspace cimport (
     LEASE_FIRST,
     Keys,
     acknowledge,
+    forget,
     is_key,
     is_value,
     write_number,
@@ -69,10 +71,10 @@ cdef bint exchange_build(Exchange *exchange, Work *work) noexcept nogil:
         at += keys.value_size
         exchange.lease_at = at - exchange.body
         finish_body(exchange, at)
-    elif work.kind == GET or work.kind == LIST:
+    elif work.kind == GET or work.kind == LIST or work.kind == DELETE:
         at = write_key(exchange, at, 1)
         exchange.key_at = at - DIGITS - exchange.body
-        finish_body(exchange, write_range_options(work, at))
+        finish_body(exchange, at if work.kind == DELETE else write_range_options(work, at))
     return True
 
 
@@ -223,6 +225,8 @@ cdef const char *exchange_end(Exchange *exchange) noexcept nogil:
             return b"a put's revision is not above those acknowledged before it"
         acknowledge(work.keys, exchange.key, exchange.serial, exchange.revision)
         return NULL
+    if work.kind == DELETE:
+        return end_delete(exchange)
     if exchange.revision < exchange.highest and not work.serializable:
         return b"a read's revision is below those acknowledged before it"
     if work.kind == GET:
@@ -237,6 +241,18 @@ cdef const char *end_grant(Exchange *exchange) noexcept nogil:
         return b"a grant gave another lease than was asked for"
     if exchange.seen != exchange.work.ttl:
         return b"a grant gave another time to live than was asked for"
+    return NULL
+
+
+cdef const char *end_delete(Exchange *exchange) noexcept nogil:
+    cdef bint was_there = exchange.known != 0
+    if exchange.count != was_there:
+        return b"a delete's count is not that of the keys that were there"
+    # What deletes nothing makes no revision.
+    if exchange.revision < exchange.highest + was_there:
+        return b"a delete's revision is not above those acknowledged before it"
+    if was_there:
+        forget(exchange.work.keys, exchange.key, exchange.revision)
     return NULL
 
 
@@ -343,6 +359,9 @@ cdef void read_reply_field(Exchange *exchange, const Field *field) noexcept nogi
             exchange.succeeded = field.value != 0
         elif field.number == 3:
             exchange.responses += 1
+    elif kind == DELETE:
+        if field.number == 2:
+            exchange.count = <int64_t>field.value
     elif kind == GET or kind == LIST:
         if field.number == 2:
             read_key_value(exchange, field)

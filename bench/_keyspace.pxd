@@ -86,5 +86,15 @@ cdef inline void acknowledge(Keys *keys, int64_t number, uint64_t serial,
         keys.highest = revision
 
 
+cdef inline void forget(Keys *keys, int64_t number, int64_t revision) noexcept nogil:
+    """Remember that the server deleted this key at `revision`."""
+    keys.writes += 1
+    keys.versions[number] = 0
+    keys.revisions[number] = 0
+    keys.serials[number] = 0
+    if revision > keys.highest:
+        keys.highest = revision
+
+
 cdef class Keyspace:
     cdef Keys keys

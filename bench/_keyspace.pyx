@@ -4,6 +4,7 @@
 Rules:
 - Key n is the prefix and n in nine digits. A value begins with n and the serial number of the
   write, so that a read proves whose value came back, and of which write.
+- A deleted key is as one that was never put: while deletes run, nobody else works on the keyspace.
 - Several loads may read one keyspace at once; only one at a time may write to it. The fields that
   they share only ever make a check weaker when they are late, never false.
 """

@@ -7,7 +7,7 @@ class Load:
     def __init__(
         self,
         port: int,
-        kind: Literal["put", "get", "list", "txn", "call", "grant"],
+        kind: Literal["put", "get", "list", "txn", "call", "grant", "delete"],
         keyspace: Keyspace | None = None,
         *,
         connections: int = 1,

@@ -21,6 +21,7 @@ cimport cython
 
 from bench._exchange cimport (
     CALL,
+    DELETE,
     GET,
     GRANT,
     LIST,
@@ -67,7 +68,15 @@ from bench._protobuf cimport GRPC_PREFIX
 from bench._link import connect
 from bench.outcome import Outcome
 
-KINDS = {"put": PUT, "get": GET, "list": LIST, "txn": TXN, "call": CALL, "grant": GRANT}
+KINDS = {
+    "put": PUT,
+    "get": GET,
+    "list": LIST,
+    "txn": TXN,
+    "call": CALL,
+    "grant": GRANT,
+    "delete": DELETE,
+}
 ORDERS = {"sequential": SEQUENTIAL, "random": RANDOM, "own": OWN}
 PATHS = {
     "put": "/etcdserverpb.KV/Put",
@@ -75,6 +84,7 @@ PATHS = {
     "list": "/etcdserverpb.KV/Range",
     "txn": "/etcdserverpb.KV/Txn",
     "grant": "/etcdserverpb.Lease/LeaseGrant",
+    "delete": "/etcdserverpb.KV/DeleteRange",
 }
 
 
@@ -94,7 +104,7 @@ cdef class Load:
         assert engine.epoll == -1, "a Load is initialised once"
         if kind != "call" and keyspace is None:
             raise ValueError(f"a load of {kind} needs a keyspace")
-        if kind == "txn":
+        if kind in ("txn", "delete"):
             order = "own"
         if order == "own" and keyspace.count < connections * streams:
             raise ValueError("each stream needs a key of its own")

@@ -59,6 +59,7 @@ UNITS = {
     "bytes_per_key": "bytes/key",
     "bytes_per_watch": "bytes/watch",
     "bytes_per_lease": "bytes/lease",
+    "bytes_per_byte": "bytes/byte",
 }
 
 
@@ -157,7 +158,49 @@ def _lease_goals() -> tuple[Goal, ...]:
     )
 
 
-GOALS = (*_goals(), *_watch_goals(), *_lease_goals())
+def _disk_goals() -> tuple[Goal, ...]:
+    goals = []
+    for count in ("1,000,000", "5,000,000"):
+        row = f"restart on {count} keys"
+        goals += [
+            Goal(f"{row}, after SIGTERM", "seconds", AT_MOST, 0.2, "etcd"),
+            Goal(f"{row}, after kill -9", "seconds", AT_MOST, 0.5, "etcd"),
+        ]
+    for busy, quiet in (
+        ("checkpoints beside", "no checkpoint beside"),
+        ("a slow snapshot beside", "no snapshot beside"),
+        ("fast snapshots beside", "no snapshot beside"),
+    ):
+        goals += [
+            Goal(f"put, {busy}", "p99_us", AT_MOST, 1.2, "quorate", f"put, {quiet}"),
+            Goal(
+                f"put 10x10, {busy}", "per_second", AT_LEAST, 0.85, "quorate",
+                f"put 10x10, {quiet}",
+            ),
+        ]  # fmt: skip
+    for row in (
+        "bytes of 1,000,000 new keys",
+        "bytes of 1,000,000 overwrites",
+        "bytes of a mix of 600 seconds",
+    ):
+        goals += [
+            Goal(row, "unfilled_bytes_per_byte", AT_MOST, 0.75, "etcd"),
+            Goal(row, "written_bytes_per_byte", AT_MOST, 1.1, "etcd"),
+            Goal(row, "log_bytes_per_byte", AT_MOST, 1.25),
+        ]
+    large = "5,000,000 keys of 2 KB"
+    goals += [
+        Goal("memory of 1,000,000 keys in the file", "anonymous_mib", AT_MOST, 0.4 * 422),
+        Goal(f"put 10x10, {large}", "per_second", AT_LEAST, 0.9, "quorate", EMPTY_PUT),
+        Goal(f"get 10x10, {large}", "per_second", AT_LEAST, 0.9, "quorate", EMPTY_GET),
+        Goal(f"memory of {large}", "anonymous_mib", AT_MOST, 1024),
+        Goal("snapshot of 1,000,000 keys of 1 KB", "seconds", AT_MOST, 0.5, "etcd"),
+    ]
+    return tuple(goals)
+
+
+EMPTY_PUT, EMPTY_GET = "put 10x10, an empty store", "get 10x10, an empty store"
+GOALS = (*_goals(), *_watch_goals(), *_lease_goals(), *_disk_goals())
 
 
 def judge(

@@ -45,6 +45,19 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Received(Outcome):
+    """What came of one stream that was read to its end, or left before."""
+
+    size: int = 0
+    """Bytes of what it carries."""
+
+    @property
+    def mib_per_second(self) -> float:
+        """How fast it was."""
+        return self.size / 2**20 / self.elapsed if self.elapsed > 0 else 0.0
+
+
+@dataclass(frozen=True)
 class Delivery(Outcome):
     """What came to watchers: `succeeded` and `completed` count events, `unfinished` missing ones.
 

@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and all its descendants, from /proc.
+"""CPU time, memory and disk writes of a process and all its descendants, from /proc.
 
 Rules: a process that ends while it is looked at counts as nothing; CPU counts what the whole tree
 used, also what children that already ended used and left to their parent.
@@ -37,7 +37,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """Proportional memory of the tree in MiB: all of it, and what is not backed by a file."""
+    """Proportional memory of the tree in MiB: all of it, and what is not backed by a file.
+
+    What is not can't be dropped by the system; `file_mib` is the part that can.
+    """
     total = anonymous = 0
     for member in tree(pid):
         for line in _text(f"/proc/{member}/smaps_rollup").splitlines():
@@ -46,7 +49,26 @@ def memory(pid: int) -> dict[str, float]:
                 total += int(rest.split()[0])
             elif name in ("Pss_Anon", "Pss_Shmem"):
                 anonymous += int(rest.split()[0])
-    return {"pss_mib": total / 1024, "anonymous_mib": anonymous / 1024}
+    return {
+        "pss_mib": total / 1024,
+        "anonymous_mib": anonymous / 1024,
+        "file_mib": (total - anonymous) / 1024,
+    }
+
+
+def written_bytes(pid: int) -> int:
+    """What the tree has written that goes to a disk, as the kernel counts it for a process.
+
+    It counts when memory becomes dirty, and all of the piece of page cache that did: 4 KiB, or 128
+    KiB where a file was written in such pieces before. What really goes out, the device knows.
+    """
+    total = 0
+    for member in tree(pid):
+        for line in _text(f"/proc/{member}/io").splitlines():
+            name, _, rest = line.partition(":")
+            if name == "write_bytes":
+                total += int(rest)
+    return total
 
 
 def raise_descriptor_limit() -> None:

@@ -55,6 +55,23 @@ LINES = (
     ("memory of 1,000,000 watches", "memory of 1,000,000 watches", "pss_mib"),
     ("lease keep-alive, 10x10", "keep-alive 10x10", "per_second"),
     ("100,000 leases due at once: the last one late", "100,000 leases due at once", "late_seconds"),
+    (
+        "restart after SIGTERM, 1,000,000 keys of 256 bytes",
+        "restart on 1,000,000 keys, after SIGTERM",
+        "seconds",
+    ),
+    ("restart after kill -9", "restart on 1,000,000 keys, after kill -9", "seconds"),
+    (
+        "bytes on the disk for each of 1,000,000 new keys' bytes",
+        "bytes of 1,000,000 new keys",
+        "written_bytes_per_byte",
+    ),
+    (
+        "anonymous memory of these, in the file",
+        "memory of 1,000,000 keys in the file",
+        "anonymous_mib",
+    ),
+    ("a snapshot of 1 GB", "snapshot of 1,000,000 keys of 1 KB", "seconds"),
     ("idle memory", "idle", "pss_mib"),
     ("start on an empty directory", "start", "seconds"),
 )

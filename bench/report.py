@@ -65,6 +65,7 @@ def write(results: Results, settings: Settings, about: dict[str, str], folder: P
             for v in verdicts_of(results)
         ],
         "unimplemented": results.unimplemented,
+        "unmeasured": results.unmeasured,
         "problems": results.problems,
     }  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -87,6 +88,8 @@ def markdown(results: Results, facts: dict[str, str]) -> str:
         lines += [_verdict_line(each) for each in verdicts]
     if results.unimplemented:
         lines += ["", "## Not implemented", "", *(f"- {each}" for each in results.unimplemented)]
+    if results.unmeasured:
+        lines += ["", "## Not measured", "", *(f"- {each}" for each in results.unmeasured)]
     if results.problems:
         lines += ["", "## Problems", "", *(f"- {each}" for each in results.problems)]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,16 @@ from pathlib import Path
 
 from bench.goals import unit
 from bench.servers import ServerError, Target
-from bench.workloads import Case, Metrics, Rows, Settings, Stage, Unimplemented, WrongAnswer
+from bench.workloads import (
+    Case,
+    Metrics,
+    NotMeasured,
+    Rows,
+    Settings,
+    Stage,
+    Unimplemented,
+    WrongAnswer,
+)
 
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
@@ -29,6 +38,8 @@ class Results:
     problems: list[str] = field(default_factory=list)
     unimplemented: list[str] = field(default_factory=list)
     """Cases about something that a server does not have."""
+    unmeasured: list[str] = field(default_factory=list)
+    """Cases that this machine, or this round, could not measure."""
 
     def add(self, target: Target, rows: Rows) -> None:
         """Keep one round's rows."""
@@ -88,6 +99,10 @@ def run_rounds(
         except Unimplemented as error:
             results.unimplemented.append(f"{target.name}, {case.name}: {error}")
             say(f"{head}: not implemented: {error}")
+            continue
+        except NotMeasured as error:
+            results.unmeasured.append(f"{target.name}, {case.name}: {error}")
+            say(f"{head}: not measured: {error}")
             continue
         except (WrongAnswer, ServerError, OSError) as error:
             results.problems.append(f"{target.name}, {case.name}: {error}")

@@ -48,6 +48,10 @@ class Unimplemented(Exception):
     """A server does not have what the case is about."""
 
 
+class NotMeasured(Exception):
+    """The machine, or what happened meanwhile, is not what the case needs."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How long and how large."""

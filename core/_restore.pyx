@@ -23,6 +23,7 @@ from quorate.core._protobuf cimport (
     WIRE_BYTES, WIRE_VARINT, Reader, read_bytes, read_tag, read_varint, skip_field,
 )
 from quorate.core._version cimport Version, version_is_tombstone, version_key
+from quorate.core._versionrecord cimport record_size
 
 from quorate.core.errors import Fatal
 
@@ -172,8 +173,11 @@ cdef class Restore:
         version = self.store.put(
             pair.key.data, pair.key.size, pair.value.data, pair.value.size, pair.lease)
         if not pair.is_bump:
+            # What it takes in a file depends on these numbers: the books are to have the file's.
+            self.store.bucket_bytes -= record_size(version)
             version.create_revision = pair.create_revision
             version.version = pair.version
+            self.store.bucket_bytes += record_size(version)
         return 0
 
     cdef int _delete(self, const Pair *pair) except -1 nogil:

@@ -130,9 +130,10 @@ def _children(node: object) -> Mapping[str, object]:
 
 
 def _value(node: object) -> str:
-    """What a name without others below it holds."""
+    """What a name without others below it holds: text that a message can carry."""
     if not isinstance(node, Mapping) or not isinstance(node["Value"], str):
         raise TypeError
+    node["Value"].encode()
     return node["Value"]
 
 

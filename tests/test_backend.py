@@ -163,6 +163,26 @@ def test_a_tombstone_of_what_is_compacted_is_kept(directory: Directory) -> None:
     assert StoreView(state.store).get(b"gone", 0) is None
 
 
+def test_the_books_have_the_numbers_of_the_file(directory: Directory) -> None:
+    """A key that was put often before a compaction takes more bytes than a new one.
+
+    Counted with the numbers of a new one, and taken away with its own, it left the size below 0.
+    """
+    keys = {
+        revision(300): pair(b"a", 300, create_revision=2, version=200),
+        # Near half a page, from where on a value takes whole ones.
+        **{
+            revision(main): pair(
+                b"%d" % main, main, b"x" * (1590 + main), create_revision=2, version=9**9
+            )
+            for main in range(400, 440)
+        },
+    }
+    marks_of_it = marks(finishedCompactRev=revision(300))
+    state = directory.write({b"key": keys, b"meta": marks_of_it}).load()
+    assert StoreView(state.store).get(b"a", 0) == (b"a", b"v", 2, 300, 200, 0)
+
+
 def test_no_file_or_an_empty_one(directory: Directory) -> None:
     assert open_backend(directory.disk, directory.snap) is None
     (Path(directory.snap) / "db").touch()
@@ -292,6 +312,11 @@ def test_a_log_that_begins_late_needs_a_snapshot(directory: Directory) -> None:
         (lambda directory: directory.snapshot(2, 5, good_tree(), lie=1), "index 6"),
         (lambda directory: directory.snapshot(2, 5, []), "members are malformed"),
         (lambda directory: directory.snapshot(2, 5, tree(members=3)), "members are malformed"),
+        # JSON can name half a character, which no message can carry.
+        (
+            lambda directory: directory.snapshot(2, 5, tree(version=leaf("\ud800"))),
+            "members are malformed",
+        ),
         (
             lambda directory: directory.snapshot(2, 5, tree(members=node(x=node()))),
             "members are malformed",

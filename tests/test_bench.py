@@ -24,6 +24,7 @@ from bench import (
     process,
     report,
     runner,
+    storing,
     watching,
     workloads,
 )
@@ -283,7 +284,7 @@ def test_goals_are_judged_by_medians_and_against_the_right_server() -> None:
 def row_patterns() -> list[re.Pattern[str]]:
     """Every text of the cases' sources that may name a row, with anything where a value goes."""
     patterns = [re.escape(case.name) for case in CASES]
-    for module in (workloads, watching, leasing):
+    for module in (workloads, watching, leasing, storing):
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.JoinedStr):
                 fixed = [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
@@ -365,7 +366,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path) -> None:
 def test_a_memory_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "file_system_of", lambda directory: "tmpfs")
     with pytest.raises(ServerError, match="not durable"):
-        __main__.check_disk(tmp_path, quick=True)
+        __main__.check_disk(tmp_path, scale=0.01)
 
 
 def test_cpu_and_memory_of_this_process() -> None:
