@@ -87,8 +87,6 @@ cdef struct Pin:
     uint64_t count
 
 
-
-
 cdef class Store:
     cdef readonly int64_t revision              # current; 1 for an empty store
     cdef readonly int64_t compact_revision      # of the newest compaction, -1 before the first
