@@ -27,6 +27,7 @@ The road of a request
     _events             what was written, as events, for those who watch
     _catchup            what one watcher has missed
     node                the turn: drain, propose, store, apply, serve
+    upkeep, compactor   what a member does by itself; when it compacts
 
 Consensus and disk
     raft, raftlog, readindex    the pure machine

@@ -270,19 +270,23 @@ cdef class Batch:
             self.late = Run()
         return self.late
 
-    def propose(self, encode):
-        """Add Python's entry, `encode(entry id) -> bytes`, to this turn's run; answers its id."""
+    def propose(self, encode, bint late=False):
+        """Add Python's entry, `encode(entry id) -> bytes`, to this turn's run, or to that of the
+        next; answers its id.
+        """
         cdef Waiter waiter
         cdef bytes data
         cdef uint8_t *at
+        cdef Run run
         self.entry_id += 1
         data = encode(self.entry_id)
-        if self.run is None:
+        if self.run is None and not late:
             self.run = Run()
-        at = self.run.add(len(data), ENTRY_NORMAL)
+        run = self._late_run() if late else self.run
+        at = run.add(len(data), ENTRY_NORMAL)
         memcpy(at, <const uint8_t *>data, len(data))
         waiter.method = METHOD_NONE
-        self.run.add_waiter(&waiter)
+        run.add_waiter(&waiter)
         return self.entry_id
 
     def refuse_run(self, Run run, uint16_t error):

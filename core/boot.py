@@ -35,6 +35,7 @@ from .node import Clock, Node
 from .raft import Config as RaftConfig
 from .raft import Raft
 from .raftlog import RaftLog
+from .upkeep import add_duties
 
 # A lease's id is, as in etcd, 16 bits of this member's id and a count, which begins anywhere.
 LEASE_COUNT_BITS = 48
@@ -106,6 +107,7 @@ def start_node(
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
     node = Node(state, raft, wal, batch, ports, doorbell, logger, clock)
     elect(node)
+    add_duties(node, config)
     # Workers may be asked for watches before the first turn.
     batch.events.publish()
     return node

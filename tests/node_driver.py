@@ -11,6 +11,9 @@ Rules:
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from quorate.core._disk import Disk
 from quorate.core._eventring import EventRing
@@ -52,9 +55,11 @@ class Member:
         now: int = 1000,
         event_ring: EventRing | None = None,
         chance: random.Random | None = None,
+        logger: Logger | None = None,
+        flags: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        config = Config(data_dir=data_dir, workers=workers)
-        logger = Logger((), "info")
+        config = Config(data_dir=data_dir, workers=workers, **flags)
+        logger = logger or Logger((), "info")
         self.now = now  # milliseconds; the test moves it
         self.fleet = Fleet(config, logger, [], lambda inheritance, block: 0)
         self.bell: Doorbell = self.fleet.core_bell

@@ -274,6 +274,15 @@ def test_what_is_no_url(url: str, text: str) -> None:
             "(unexpected empty host (http://:1))",
         ),
         (["--auto-compaction-mode=foo"], 'unknown auto-compaction-mode "foo"'),
+        (["--auto-compaction-mode="], "undefined auto-compaction-mode"),
+        (
+            ["--auto-compaction-retention=1d"],
+            'error parsing CompactionRetention: time: invalid duration "1d"',
+        ),
+        (
+            ["--auto-compaction-retention=-1h"],
+            "--auto-compaction-retention=-1h is less than nothing",
+        ),
         (["--log-level=loud"], 'unrecognized level: "loud"'),
         (["--log-format=xml"], 'unknown log-format option "xml"'),
         (["--log-outputs=default,stderr"], 'multi logoutput for "default" is not supported yet'),
