@@ -110,6 +110,7 @@ cdef class Applier:
         cdef size_t size
         cdef Waiter *waiter = <Waiter *>run.waiters.data
         assert index == self.applied + 1, (index, self.applied)
+        self.promised -= min(run.cost, self.promised)
         while at < run.entries.size:
             entry = run.entries.data + at
             size = load_le32(entry)

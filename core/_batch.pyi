@@ -13,6 +13,8 @@ class Batch:
     taken: int
     events: Events
     writes: int
+    quota_bytes: int
+    refused_cost: int
     run: Run | None
     reads: Reads | None
     asked: list[tuple[Port, int, int, bytes]]

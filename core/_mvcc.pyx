@@ -68,6 +68,8 @@ cdef enum:
     FILE_ELEMENT = 16
     # Bytes of a key in the bucket `key`: revision, '_', sub; a tombstone has a 't' more.
     BUCKET_KEY = 17
+    # A lease in its bucket, at the most: etcd's estimate.
+    LEASE_BYTES = 64
     # While walking a leaf, this far ahead versions are fetched into the cache.
     PREFETCH_AHEAD = 6
     # Hashing so many bytes counts as much as one version.
@@ -684,8 +686,9 @@ cdef class Store:
         return self.tree.live
 
     cdef uint64_t db_size_in_use(self) noexcept nogil:
-        """What a backend file with these versions takes: leaf pages filled to nine tenths."""
-        cdef uint64_t pages = self.bucket_bytes * 10 // (9 * FILE_PAGE)
+        """What a backend file with all this takes: leaf pages filled to nine tenths."""
+        cdef uint64_t bytes = self.bucket_bytes + self.lessor.count * LEASE_BYTES
+        cdef uint64_t pages = bytes * 10 // (9 * FILE_PAGE)
         return (FILE_PAGES_MIN + pages + pages // 100) * FILE_PAGE
 
     cdef uint64_t db_size(self) noexcept nogil:

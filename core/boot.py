@@ -103,6 +103,7 @@ def start_node(
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
     batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops, event_ring)
+    batch.quota_bytes = config.quota_bytes
     count = (chance or random.Random()).getrandbits(LEASE_COUNT_BITS)
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
     node = Node(state, raft, wal, batch, ports, doorbell, logger, clock)

@@ -12,8 +12,19 @@ from .compactor import Compactor, make_compactor
 from .config import Config
 from .errors import EtcdError
 from .flags import duration_text
-from .messages import CompactionRequest, InternalRaftRequest
+from .limits import QUOTA_PERCENT_CLEAR
+from .messages import (
+    AlarmAction,
+    AlarmMember,
+    AlarmRequest,
+    AlarmType,
+    CompactionRequest,
+    InternalRaftRequest,
+)
 from .node import Node
+
+# After raft refused an entry, how long a duty that no clock drives waits until it asks again.
+RETRY_MILLISECONDS = 1000
 
 
 class Compaction:
@@ -81,8 +92,63 @@ class Compaction:
         return {"revision_compaction_retention": retention}
 
 
+class Quota:
+    """Clears this member's NOSPACE once there is room again; `core/_batch.pyx` raises it.
+
+    Whoever raised it and whenever: also one that etcd left, which counts free pages as used.
+    """
+
+    def __init__(self, node: Node, quota_bytes: int) -> None:
+        self.node = node
+        self.quota_bytes = quota_bytes  # 0: there is none
+        self._raised = False
+        # An entry that clears it is under way, and after one was refused, when the next may be.
+        self._clearing = False
+        self._retry_at: int | None = None
+
+    def due(self) -> int | None:
+        """Room comes with other things' turns."""
+        return self._retry_at
+
+    def step(self) -> bool:
+        """Look whether the alarm is on and has a reason."""
+        node = self.node
+        if not node.applier.no_space and not self._raised:
+            return False
+        own = AlarmMember(node.wal.node_id, AlarmType.NOSPACE)
+        raised = own in node.state.members.alarms(AlarmType.NOSPACE)
+        if raised != self._raised:
+            self._raised, self._clearing, self._retry_at = raised, False, None
+            message = "alarm NOSPACE is on" if raised else "alarm NOSPACE is off"
+            used = node.applier.figures()[2]
+            node.logger.warn(message, size_in_use_bytes=used, quota_size_bytes=self.quota_bytes)
+        if not raised or self._clearing or not self._has_room():
+            return False
+        if self._retry_at is not None and node.clock() < self._retry_at:
+            return False
+        self._retry_at = None
+        self._clearing = True
+        request = AlarmRequest(AlarmAction.DEACTIVATE, own.member_id, own.alarm)
+        node.propose(InternalRaftRequest(alarm=request), self._refused)
+        return True
+
+    def _has_room(self) -> bool:
+        """Below the mark, and the request that raised the alarm fits: not if it never would."""
+        quota = self.quota_bytes
+        if quota == 0:
+            return True
+        used = self.node.applier.figures()[2]
+        wanted = min(self.node.batch.refused_cost, quota // 2)
+        return used * 100 <= quota * QUOTA_PERCENT_CLEAR and used + wanted < quota
+
+    def _refused(self, error: EtcdError) -> None:
+        self._clearing = False
+        self._retry_at = self.node.clock() + RETRY_MILLISECONDS
+
+
 def add_duties(node: Node, config: Config) -> None:
     """Give a member what its flags ask it to do by itself."""
+    node.duties += (Quota(node, config.quota_bytes),)
     compactor = make_compactor(config.auto_compaction, node.clock(), node.state.store.revision)
     if compactor is not None:
         node.duties += (Compaction(node, compactor),)
