@@ -27,6 +27,7 @@ The road of a request
     _events             what was written, as events, for those who watch
     _catchup            what one watcher has missed
     node                the turn: drain, propose, store, apply, serve
+    forcing             --force-new-cluster: a member of several goes on alone
     upkeep, compactor   what a member does by itself; when it compacts
 
 Consensus and disk

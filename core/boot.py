@@ -27,6 +27,7 @@ from .apply import State
 from .backend import Backend, find_start, open_backend, restore
 from .config import Config
 from .errors import Fatal
+from .forcing import force_new_cluster
 from .limits import GRPC_OVERHEAD_BYTES
 from .logs import Logger
 from .members import bootstrap_runs, cluster_id, initial_members
@@ -181,8 +182,13 @@ def recover(
             f"{backend.path} holds what entries up to {backend.index} did, and the log "
             f"({config.wal_path}) ends at {wal.last_index}: one of them is not of this member"
         )
-    log = RaftLog(waiting, state.applied, applied_term or wal.start_term)
     # What is in a backend file was committed, even if the log did not come to say so.
+    if config.force_new_cluster:
+        held = backend.index if backend is not None else 0
+        force_new_cluster(wal, state, waiting, max(commit, held), logger)
+        term, vote, commit = wal.hard_state
+        applied_term = applied_term if waiting else wal.last_term
+    log = RaftLog(waiting, state.applied, applied_term or wal.start_term)
     hard_state = HardState(term, vote, max(commit, start.index))
     return wal, make_raft(config, wal, log, hard_state, state.conf_state())
 

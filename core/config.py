@@ -86,6 +86,7 @@ class Config:
     log_format: str = "json"
     warning_unary_request_duration: float = 0.3
     watch_progress_notify_interval: float = 600.0
+    force_new_cluster: bool = False
     unsafe_no_fsync: bool = False
 
     @property

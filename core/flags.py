@@ -305,7 +305,7 @@ ROWS: dict[str, tuple[tuple[str, Reader, str, str, str], ...]] = {
         ("downgrade-check-time", SECONDS, "5s", LATER, "time between downgrade checks"),
     ),
     "Unsafe": (
-        ("force-new-cluster", BOOL, "false", REFUSED, "a new one-member cluster from old data"),
+        ("force-new-cluster", BOOL, "false", USED, "a new one-member cluster from old data"),
         ("unsafe-no-fsync", BOOL, "false", USED, "no fsync: acknowledged data may be lost"),
     ),
     "Removed from etcd": (

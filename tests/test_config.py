@@ -571,7 +571,6 @@ def test_a_file_replaces_flags_and_environment(tmp_path: Path) -> None:
         ("client-transport-security: {new-thing: 1}", "unknown security setting"),
         ("client-transport-security: x", "unknown security setting"),
         ("discovery-config: {token: t}", "--discovery-token=t is not supported yet"),
-        ("force-new-cluster: true", "--force-new-cluster=true is not supported yet"),
         ("cipher-suites: [a]", "--cipher-suites=a is not supported yet"),
         ("max-txn-ops: many", 'invalid value "many" for max-txn-ops: parse error'),
         ("- a", "expected names and values"),
