@@ -1,4 +1,4 @@
-"""--force-new-cluster on directories of etcd clusters of three: one goes on with what is committed."""
+"""--force-new-cluster on directories of etcd clusters of three: one goes on with what it knows."""
 
 from __future__ import annotations
 
