@@ -29,6 +29,7 @@ The road of a request
     node                the turn: drain, propose, store, apply, serve
     forcing             --force-new-cluster: a member of several goes on alone
     upkeep, compactor   what a member does by itself; when it compacts
+    scrub, _scrub       the background check of memory: its pace and the alarm; what it looks at
 
 Consensus and disk
     raft, raftlog, readindex    the pure machine

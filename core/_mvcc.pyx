@@ -52,6 +52,7 @@ from quorate.core._version cimport (
     version_is_tombstone,
     version_key,
     version_lease,
+    version_seal,
     version_size,
     version_value,
 )
@@ -301,6 +302,7 @@ cdef class Store:
         version.mod_revision = self.revision + 1
         version.sub = self.sub
         self.sub += 1
+        version_seal(version)
         version.previous = previous
         if previous != NULL:
             previous.newer = version

@@ -22,6 +22,13 @@ QUOTA_BYTES_RECOMMENDED_MAX = 8 * 1024**3
 # the next few writes.
 QUOTA_PERCENT_CLEAR = 90
 
+# --- the background check of memory ---------------------------------------------------------------
+# A pass over all versions: below the minute in which a fault is to be found.
+SCRUB_SECONDS = 55.0
+# Two percent of a core: looking at a version takes about a microsecond, most of it waiting for
+# memory.
+SCRUB_VERSIONS_PER_SECOND_MAX = 20_000
+
 # --- rings ----------------------------------------------------------------------------------------
 # A ring holds at least two of the largest requests; a power of two, being mapped twice in a row.
 RING_BYTES_MIN = 4 * 1024 * 1024

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+from ._scrub import Scrub
 from .compactor import Compactor, make_compactor
 from .config import Config
 from .errors import EtcdError
@@ -22,6 +23,7 @@ from .messages import (
     InternalRaftRequest,
 )
 from .node import Node
+from .scrub import Scrubbing
 
 # After raft refused an entry, how long a duty that no clock drives waits until it asks again.
 RETRY_MILLISECONDS = 1000
@@ -148,7 +150,8 @@ class Quota:
 
 def add_duties(node: Node, config: Config) -> None:
     """Give a member what its flags ask it to do by itself."""
-    node.duties += (Quota(node, config.quota_bytes),)
+    scrubbing = Scrubbing(node, Scrub(node.state.store))
+    node.duties += (Quota(node, config.quota_bytes), scrubbing)
     compactor = make_compactor(config.auto_compaction, node.clock(), node.state.store.revision)
     if compactor is not None:
         node.duties += (Compaction(node, compactor),)
