@@ -46,10 +46,12 @@ State
     _mvcc               the store: revisions, versions, compaction, hashes
     _version, _keytree, _history, _arena    one version; the tree; the order; the memory
     _lessor, _leases    leases, their keys, and when they run out; what is answered of them
+    _wholehash          the hash of the whole backend file
     _selection, _listing        what a Range selects, and how a long answer leaves in slices
     _storeview          the store for Python: tests and tools
     backend, _restore   etcd's backend file becomes the state
     _checkpoint         the store becomes such a file
+    buckets             what else is in it
     snapfile            etcd's snapshot files, for the members that they name
 
 The process *

@@ -207,7 +207,7 @@ cdef class Applier:
         self.out.size = 0
         if error:
             return error
-        return ERROR_CORRUPT if self.corrupt else self._txn(False)
+        return self._txn(False)
 
     cdef uint16_t _put(self, const Op *op) except? 0xffff:
         cdef uint16_t error

@@ -35,6 +35,8 @@ cdef class Batch:
     cdef uint32_t txn_ops_max
     cdef uint64_t entry_id          # of the request made an entry last
     cdef uint64_t lease_id          # chosen for a client last
+    # Callable: name -> pairs of a backend file's small buckets, as they are hashed.
+    cdef public object buckets
     cdef public uint64_t quota_bytes    # what the backend may take; 0 = as much as it wants
     cdef readonly uint64_t refused_cost     # of the request for which NOSPACE was raised last
     cdef bint raised                # NOSPACE is raised by an entry of this turn's run

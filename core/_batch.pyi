@@ -13,6 +13,7 @@ class Batch:
     taken: int
     events: Events
     writes: int
+    buckets: Callable[[], dict[bytes, list[tuple[bytes, bytes]]]]
     quota_bytes: int
     refused_cost: int
     run: Run | None

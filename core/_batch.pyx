@@ -25,7 +25,7 @@ from libc.string cimport memcpy
 from quorate.core._apply cimport Applier
 from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve
 from quorate.core._catchup cimport catch_up
-from quorate.core._errors cimport ERROR_CORRUPT, ERROR_NO_SPACE
+from quorate.core._errors cimport ERROR_NO_SPACE
 from quorate.core._eventring cimport EventRing
 from quorate.core._events cimport Events
 from quorate.core._leaserequest cimport LeaseRequest, decode_lease, is_lease_method
@@ -55,6 +55,7 @@ from quorate.core._request cimport (
 from quorate.core._run cimport ENTRY_NORMAL, NO_SLOT, Run, Waiter
 from quorate.core._selection cimport STEP_KEYS_MAX, Selection
 from quorate.core._version cimport Version
+from quorate.core._wholehash cimport WholeHash
 from quorate.core.limits import EVENT_RING_BYTES_MIN
 
 cdef enum:
@@ -99,6 +100,7 @@ cdef class Batch:
         self.request_bytes_max = request_bytes_max
         self.txn_ops_max = txn_ops_max
         self.asked = []
+        self.buckets = dict
         if event_ring is None:
             event_ring = EventRing(EVENT_RING_BYTES_MIN)
         self.events = Events(applier.store, event_ring, ports)
@@ -525,8 +527,6 @@ cdef class Batch:
         cdef uint16_t error
         if is_lease_method(read.method):
             return self._read_lease(port, read, data)
-        if self.applier.corrupt and read.method != METHOD_HASH and read.method != METHOD_HASH_KV:
-            return port.refuse(read.request_id, ERROR_CORRUPT)
         if read.method == METHOD_RANGE:
             return self._range(port, read)
         if read.method == METHOD_RANGE_STREAM:
@@ -589,14 +589,21 @@ cdef class Batch:
         return port.start(stream)
 
     cdef int _hash(self, Port port, const Read *read) except -1:
-        cdef Hashing hashing = Hashing()
+        cdef Hashing hashing
+        cdef WholeHash whole
         cdef int error
+        if read.method == METHOD_HASH:
+            whole = WholeHash()
+            whole.request_id = read.request_id
+            whole.store = self.applier.store
+            whole.header = self.applier.header
+            whole.begin(self.buckets())
+            return port.start(whole)
+        hashing = Hashing()
         hashing.request_id = read.request_id
         hashing.store = self.applier.store
         hashing.header = self.applier.header
-        hashing.is_hash_kv = read.method == METHOD_HASH_KV
-        error = hashing.store.hash_begin(
-            &hashing.state, op_at(&self.request, 0).revision if hashing.is_hash_kv else 0)
+        error = hashing.store.hash_begin(&hashing.state, op_at(&self.request, 0).revision)
         if error:
             return port.refuse(read.request_id, <uint16_t>error)
         return port.start(hashing)

@@ -55,6 +55,7 @@ from quorate.core._boltpage cimport (
     page_overflow,
 )
 from quorate.core._bytes cimport load_le32, load_le64
+from quorate.core._mapping cimport Mapping
 from quorate.core.errors import Fatal
 
 cdef Span NO_BOUND = Span(NULL, 0)
@@ -80,6 +81,13 @@ cdef class Bolt:
 
     def __dealloc__(self):
         free(self.checked)
+
+    @staticmethod
+    def mapped(Mapping mapping not None, uint64_t size):
+        """The first `size` bytes of a mapping. Raises BoltError."""
+        if size == 0 or size > mapping.reach:
+            raise BoltError(mapping.path, 0, f"the file has {size} bytes")
+        return Bolt.over(mapping.data, size, mapping.path, mapping)
 
     @staticmethod
     cdef Bolt over(const uint8_t *data, uint64_t size, str path, object owner):
@@ -297,6 +305,16 @@ cdef class Bolt:
             names.append(to_bytes(cursor.key))
             found = cursor.to_next()
         return names
+
+    def has_pages(self, bytes bucket):
+        """Whether there is such a bucket, with pages of its own and something in them."""
+        cdef Bucket found
+        cdef Cursor cursor
+        if not self.find_bucket(span_of(bucket), &found) or found.root == 0:
+            return False
+        cursor = Cursor.__new__(Cursor)
+        cursor.over(self, found)
+        return bool(cursor.to_last())
 
     def sequence(self, bytes bucket):
         """The number that a bucket carries."""

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from quorate.core._bolt cimport Bolt
 from quorate.core._bytes cimport Buffer
 from quorate.core._disk cimport Disk
 from quorate.core._protobuf cimport Span
@@ -49,8 +50,8 @@ cdef class BoltWriter:
     cdef readonly uint64_t transaction
     cdef readonly uint64_t pages        # that have their place; the next page's number
     cdef readonly bint finished
-    # File offsets, u64 each, of the values of the bucket that was begun with `places`, in order;
-    # whoever takes them sets the size back. A value's offset comes when its leaf is closed.
+    # File offsets, u64 each, of the pairs of the bucket that was begun with `places`, in order: of a
+    # pair's key, which its value follows. They come when the leaf is closed.
     cdef Buffer places
     cdef int64_t handle                 # -1 when it is closed
     cdef uint64_t leaf_size_max
@@ -63,9 +64,13 @@ cdef class BoltWriter:
     cdef int levels                     # of `branches` in use
     cdef Buffer last_key                # of the open bucket; empty before the first key
     cdef bytes bucket                   # the open one, or None
+    cdef bint extending                 # it goes on behind what the file has
     cdef uint64_t sequence
     cdef bint wants_places
     cdef dict values                    # name of each ended bucket → its value
+    cdef dict kept                      # the same of what the file had
+    cdef Bolt bolt                      # the file that is gone on with, or None
+    cdef bint deferred                  # `write_piece` writes, and nobody else before `finish`
 
     # Append a pair to the open bucket; where its value has to be written, before the next call.
     cdef uint8_t *reserve(self, Span key, uint32_t value_size) except NULL nogil
@@ -81,3 +86,4 @@ cdef class BoltWriter:
     cdef int write_metas(self, uint64_t root, uint64_t freelist) except -1
     cdef int sync(self) except -1
     cdef bytes inline_value(self)
+    cdef void drop_branches(self) noexcept

@@ -1,4 +1,4 @@
-"""Writing a fresh bbolt file in one pass: pages go out in order as they fill.
+"""Writing a bbolt file in one pass, or more to the end of one: pages go out in order as they fill.
 
 Rules:
 1. Buckets come in any order, each with its keys ascending, each once. What comes in another order
@@ -12,6 +12,11 @@ Rules:
    is no bbolt file. Both name the same tree, as in a snapshot.
 5. The first failure of the disk is final. Naming the file (rename, directory sync) is the caller's.
 6. The same input gives the same bytes, however it is sliced.
+7. `append_to` goes on with a file: new pages come behind all that it has, and none of these is
+   written again but one of the metas, the last of all. Buckets that are not begun stay as they are;
+   one that is begun is written anew, or, with `extend`, goes on behind its last pair.
+8. A `deferred` writer does no I/O while pairs come: `piece_waits` says when `write_piece`, which
+   may be called by another thread meanwhile, has enough to do.
 """
 
 from libc.string cimport memcpy, memmove, memset
@@ -32,12 +37,16 @@ from quorate.core._boltpage cimport (
     PAGE_LEAF,
     VALUE_BYTES_MAX,
     Meta,
+    branch_child,
+    branch_key,
     compare_keys,
     encode_branch_element,
     encode_header,
     encode_leaf_element,
     encode_meta_page,
+    leaf_key,
 )
+from quorate.core._bolt cimport Bolt, Bucket, Cursor, Frame
 from quorate.core._bytes cimport (
     buffer_append,
     buffer_free,
@@ -52,6 +61,8 @@ cdef enum:
     # Pages go out in pieces of at least this size: large enough that a call costs nothing beside
     # its bytes.
     WRITE_PIECE = 1024 * 1024
+    # A deferred writer waits for the device after each of these.
+    PACED_PIECE = 128 * 1024
 
 
 # --- nodes ------------------------------------------------------------------------------------
@@ -128,7 +139,8 @@ cdef class BoltWriter:
 
     def __init__(
             self, Disk disk, str path, *, uint64_t page_size=4096, uint64_t leaf_size=0,
-            uint64_t fill_percent=100, uint64_t transaction=2, bint freelist=False):
+            uint64_t fill_percent=100, uint64_t transaction=2, bint freelist=False,
+            bint deferred=False):
         assert self.handle < 0 and not self.finished, "a writer writes one file"
         if (not PAGE_BYTES_MIN <= page_size <= PAGE_BYTES_MAX or page_size & (page_size - 1)
                 or not 10 <= fill_percent <= 100 or not transaction or leaf_size >> 31):
@@ -140,12 +152,14 @@ cdef class BoltWriter:
         self.page_size = page_size
         self.transaction = transaction
         self.with_freelist = freelist
+        self.deferred = deferred
         # Not less than what may lie inline, so that the first leaf can tell.
         self.leaf_size_max = max(
             max(leaf_size, page_size) * fill_percent // 100, page_size // 4)
         self.pages = PAGE_FIRST
         self.out_offset = PAGE_FIRST * page_size
         self.values = {}
+        self.kept = {}
         self.handle = disk.open(path, create=True)
         try:
             if disk.size(self.handle, path):
@@ -153,6 +167,30 @@ cdef class BoltWriter:
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def append_to(disk, Bolt bolt not None, *, uint64_t leaf_size=0, bint deferred=False):
+        """Go on with the file that `bolt` has read: its next transaction."""
+        cdef BoltWriter writer = BoltWriter.__new__(BoltWriter)
+        cdef Cursor cursor = Cursor(bolt)
+        cdef bint found = cursor.to_first()
+        writer.disk = disk
+        writer.path = bolt.path
+        writer.bolt = bolt
+        writer.page_size = bolt.meta.page_size
+        writer.transaction = bolt.meta.transaction + 1
+        writer.deferred = deferred
+        writer.leaf_size_max = max(leaf_size, writer.page_size)
+        writer.pages = bolt.meta.high_water
+        writer.out_offset = writer.pages * writer.page_size
+        writer.values = {}
+        writer.kept = {}
+        while found:
+            writer.kept[cursor.key.data[:cursor.key.size]] = (
+                cursor.value.data[:cursor.value.size])
+            found = cursor.to_next()
+        writer.handle = disk.open(bolt.path)
+        return writer
 
     def __dealloc__(self):
         cdef int level
@@ -173,7 +211,7 @@ cdef class BoltWriter:
     # --- buckets ------------------------------------------------------------------------------
 
     def begin(self, bytes name, uint64_t sequence=0, *, bint places=False):
-        """Begin a bucket; with `places` it is told where each value lies."""
+        """Begin a bucket; with `places` it is told where each pair lies."""
         if self.bucket is not None or name in self.values or self.handle < 0:
             raise Fatal(f"{self.path}: bucket {name!r} can't begin: {self.bucket!r} is open, or "
                         "the file is closed, or it was there before")
@@ -182,7 +220,38 @@ cdef class BoltWriter:
         self.bucket = name
         self.sequence = sequence
         self.wants_places = places
-        self.last_key.size = self.places.size = 0
+        self.last_key.size = 0
+        if places:
+            self.places.size = 0
+
+    def extend(self, bytes name, *, bint places=False):
+        """Begin a bucket behind what the file has of it: it has pages there.
+
+        The branches on its right edge are written anew, its leaves stay.
+        """
+        cdef Bucket bucket
+        cdef Cursor cursor = Cursor.__new__(Cursor)
+        cdef Frame *frame
+        cdef int level
+        cdef uint32_t i
+        if self.bolt is None or not self.bolt.has_pages(name):
+            raise Fatal(f"{self.path}: bucket {name!r} can't be gone on with")
+        self.bolt.find_bucket(Span(<const uint8_t *>name, len(name)), &bucket)
+        self.begin(name, bucket.sequence, places=places)
+        cursor.over(self.bolt, bucket)
+        cursor.to_last()
+        buffer_append(&self.last_key, cursor.key.data, cursor.key.size)
+        for level in range(cursor.depth):
+            frame = &cursor.frames[cursor.depth - 1 - level]
+            # The last child of an upper branch is one of those that are written anew.
+            for i in range(frame.count - (1 if level else 0)):
+                node_add(&self.branches[level], 0, branch_key(frame.page, i), 0,
+                         branch_child(frame.page, i))
+        if cursor.depth == 0:
+            node_add(
+                &self.branches[0], 0, leaf_key(cursor.frames[0].page, 0), 0, bucket.root)
+        self.levels = max(cursor.depth, 1)
+        self.extending = True
 
     def put(self, bytes key, bytes value):
         """Append a pair to the open bucket; its key is above all before it."""
@@ -216,11 +285,25 @@ cdef class BoltWriter:
         """End the open bucket."""
         if self.bucket is None or self.failed:
             raise Fatal(f"{self.path}: no bucket is open, or a write failed before")
+        if self.extending and self.leaf.count == 0:
+            # Nothing came: what the file has of it stays.
+            self.drop_branches()
+            self.extending = False
+            self.bucket = None
+            return
         value = None if self.wants_places else self.inline_value()
         if value is None:
             value = self.end_tree().to_bytes(8, "little") + self.sequence.to_bytes(8, "little")
         self.values[self.bucket] = value
+        self.extending = False
         self.bucket = None
+
+    cdef void drop_branches(self) noexcept:
+        """Forget the open branches."""
+        cdef int level
+        for level in range(self.levels):
+            node_drop(&self.branches[level], 0)
+        self.levels = 0
 
     cdef bytes inline_value(self):
         """The open bucket as a value that holds its page; None when that would be too large."""
@@ -236,7 +319,7 @@ cdef class BoltWriter:
         return bytes(value)
 
     def take_places(self):
-        """The file offsets of the values whose leaves were closed since the last call."""
+        """The file offsets of the pairs whose leaves were closed since the last call."""
         cdef size_t at
         offsets = [load_le64(self.places.data + at) for at in range(0, self.places.size, 8)]
         self.places.size = 0
@@ -252,7 +335,7 @@ cdef class BoltWriter:
             raise Fatal(f"{self.path}: it can't be finished: bucket {self.bucket!r} is open, or "
                         "the file is closed, or a write failed before")
         self.wants_places = False
-        for name, value in sorted(self.values.items()):
+        for name, value in sorted({**self.kept, **self.values}.items()):
             key = Span(<const uint8_t *>(<bytes>name), len(name))
             place = self.add(ELEMENT_BUCKET, key, len(value))
             memcpy(place, <const uint8_t *>(<bytes>value), len(value))
@@ -264,13 +347,24 @@ cdef class BoltWriter:
             encode_header(self.out.data + self.out.size, freelist, PAGE_FREELIST, 0, 0)
             self.out.size += self.page_size
             self.pages += 1
-        self.flush()
+        with nogil:
+            self.flush()
         self.sync()
         self.write_metas(root, freelist)
         self.sync()
         self.finished = True
         self.close()
         return self.pages * self.page_size
+
+    @property
+    def piece_waits(self):
+        """Whether `write_piece` has enough to do."""
+        return self.out.size >= WRITE_PIECE
+
+    def write_piece(self):
+        """Write the pages that have gathered, at a pace that leaves room for others' syncs."""
+        with nogil:
+            self.flush()
 
     # --- the tree of one bucket ---------------------------------------------------------------
 
@@ -346,18 +440,18 @@ cdef class BoltWriter:
             self.note_places(id * self.page_size)
         self.out.size += count * self.page_size
         self.pages += count
-        if self.out.size >= WRITE_PIECE:
+        if self.out.size >= WRITE_PIECE and not self.deferred:
             self.flush()
         return id
 
     cdef int note_places(self, uint64_t offset) except -1 nogil:
-        """Tell where the values of the open leaf lie: its page lies at `offset`."""
+        """Tell where the pairs of the open leaf lie: its page lies at `offset`."""
         cdef const NodeElement *element = <const NodeElement *>self.leaf.elements.data
         cdef uint64_t at = offset + HEADER_BYTES + ELEMENT_BYTES * <uint64_t>self.leaf.count
         cdef uint32_t _
         buffer_reserve(&self.places, 8 * <size_t>self.leaf.count)
         for _ in range(self.leaf.count):
-            store_le64(self.places.data + self.places.size, at + element.key_size)
+            store_le64(self.places.data + self.places.size, at)
             self.places.size += 8
             at += element.key_size + element.value_size
             element += 1
@@ -366,17 +460,26 @@ cdef class BoltWriter:
     cdef int flush(self) except -1 nogil:
         """Write the pages that have gathered."""
         cdef int64_t result
+        cdef size_t piece
+        cdef size_t at = 0
         if self.out.size == 0:
             return 0
         if self.failed or self.handle < 0:
             with gil:
                 raise Fatal(f"{self.path}: a write failed before, or the file is closed")
-        result = self.disk.file_write(
-            self.handle, self.out.data, self.out.size, self.out_offset)
-        if result < 0:
-            self.failed = True
-            with gil:
-                raise DiskError("write", self.path, -result)
+        while at < self.out.size:
+            piece = self.out.size - at
+            if self.deferred:
+                piece = min(piece, <size_t>PACED_PIECE)
+            result = self.disk.file_write(
+                self.handle, self.out.data + at, piece, self.out_offset + at)
+            if result < 0:
+                self.failed = True
+                with gil:
+                    raise DiskError("write", self.path, -result)
+            if self.deferred:
+                self.disk.file_pace(self.handle, self.out_offset + at, piece)
+            at += piece
         self.out_offset += self.out.size
         self.out.size = 0
         return 0
@@ -387,6 +490,13 @@ cdef class BoltWriter:
         cdef Meta before = meta
         cdef bytearray pages = bytearray(PAGE_FIRST * self.page_size)
         cdef uint8_t *at = <uint8_t *>pages
+        if self.bolt is not None:
+            # The other meta still names what was there before.
+            encode_meta_page(at, &meta)
+            self.out_offset = (meta.transaction & 1) * self.page_size
+            buffer_append(&self.out, at, self.page_size)
+            with nogil:
+                return self.flush()
         before.transaction -= 1
         encode_meta_page(at + (meta.transaction & 1) * self.page_size, &meta)
         encode_meta_page(at + (before.transaction & 1) * self.page_size, &before)

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint64_t
 from quorate.core._boltwriter cimport BoltWriter
 from quorate.core._bytes cimport Buffer
 from quorate.core._history cimport HistoryCursor
+from quorate.core._mapping cimport Mapping
 from quorate.core._mvcc cimport Store
 from quorate.core._version cimport Version
 
@@ -16,12 +17,18 @@ cdef enum Stage:
     STAGE_DONE = 2
 
 
+# The order of the bucket `lease`, for qsort of SavedLease.
+cdef int by_id(const void *one, const void *other) noexcept nogil
+
+
 cdef class Checkpoint:
     cdef Store store
     cdef BoltWriter writer
+    cdef readonly int64_t after             # the file had all up to this revision; 0: a whole file
     cdef readonly int64_t revision          # the store's when it began: nothing newer is written
     cdef readonly int64_t compact_revision  # what a compaction to it takes is not written; or -1
     cdef readonly uint64_t pairs            # written so far
+    cdef readonly uint64_t versions         # of these, in the bucket `key`
     cdef Stage stage
     cdef bint holding                       # the store keeps what is to be written
     cdef int64_t held
@@ -29,6 +36,10 @@ cdef class Checkpoint:
     cdef Buffer leases                      # SavedLease, sorted as the file has them
     cdef size_t lease_at
     cdef Buffer scratch
+    cdef size_t place_at                    # of the next value that is mapped, in the writer's places
+
+    cdef _begin_keys(self)
+    cdef bint _map_values(self, Mapping mapping, uint64_t pairs) noexcept nogil
 
     cdef bint _lease_step(self, uint64_t pairs) except -1
     cdef bint _key_step(self, uint64_t pairs) except -1

@@ -3,23 +3,44 @@
 Rules:
 1. What is written is the store as it was when this began: versions do not change, newer ones come
    behind, and what compactions from then on would take is held. Leases are copied at once.
-2. The file is one in which the newest compaction is done, whether or not the store's own has come
-   so far. etcd counts versions from what it finds, so garbage may be missing only from the oldest
-   on: here all of it is.
-3. The other buckets, and the marks, are the caller's.
+2. A whole file is one in which the newest compaction is done, whether or not the store's own has
+   come so far. etcd counts versions from what it finds, so garbage may be missing only from the
+   oldest on: here all of it is.
+3. A file that is gone on with gets every version since the one before, garbage or not: the store
+   removes none that is not saved (`saved_revision`), so no gap comes up, and what a compaction has
+   made superfluous in the file is removed by the next one that is whole.
+4. Once the file is durable and mapped, values are read from it: `map_step`.
+5. The other buckets, and the marks, are the caller's.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport qsort
 
-from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve, store_be64
+from quorate.core._bytes cimport (
+    buffer_append, buffer_free, buffer_reserve, load_be64, load_le64, store_be64,
+)
 from quorate.core._lessor cimport SavedLease
+from quorate.core._mapping cimport Mapping
 from quorate.core._protobuf cimport Span, write_varint
-from quorate.core._reply cimport OMIT_NOTHING, append_key_value, key_value_size, write_number
-from quorate.core._version cimport version_is_tombstone, version_key, version_key_size
+from quorate.core._reply cimport (
+    OMIT_NOTHING,
+    append_key_value,
+    key_value_size,
+    number_size,
+    write_number,
+)
+from quorate.core._version cimport (
+    VERSION_OUTSIDE,
+    version_is_tombstone,
+    version_key,
+    version_key_size,
+    version_lease,
+    version_value_size,
+)
 
 cdef enum:
     REVISION_BYTES = 17
+    SUB_AT = 9
     UNDERSCORE = 95
     MARK = 116              # 't' behind the revision of a tombstone
     TAG_KEY = 10
@@ -29,18 +50,29 @@ cdef enum:
 cdef class Checkpoint:
     """Writes the buckets `lease` and `key`."""
 
-    def __init__(self, Store store not None, BoltWriter writer not None):
-        """`writer` has no open bucket."""
+    def __init__(
+            self, Store store not None, BoltWriter writer not None, *, int64_t after=0,
+            bint leases=True):
+        """`writer` has no open bucket. With `after`, a revision, its file has all up to there.
+
+        Without `leases` that bucket is left as it is.
+        """
         self.store = store
         self.writer = writer
+        self.after = after
         self.revision = store.revision
         self.compact_revision = store.compact_revision
+        store.history_seek(&self.at, after + 1, 0)
+        if leases:
+            store.lessor.append_saved(&self.leases)
+            qsort(self.leases.data, self.leases.size // sizeof(SavedLease), sizeof(SavedLease),
+                  by_id)
+            writer.begin(b"lease")
+        else:
+            self._begin_keys()
+        # Last, because who fails here is never closed.
         self.held = store.hold()
         self.holding = True
-        store.lessor.append_saved(&self.leases)
-        qsort(self.leases.data, self.leases.size // sizeof(SavedLease), sizeof(SavedLease), by_id)
-        store.history_seek(&self.at, 0, 0)
-        writer.begin(b"lease")
 
     def __dealloc__(self):
         buffer_free(&self.leases)
@@ -50,16 +82,53 @@ cdef class Checkpoint:
         """Write so many pairs more; False when all are written. Raises DiskError, Fatal."""
         if self.stage == STAGE_LEASES and not self._lease_step(pairs):
             self.writer.end()
-            self.writer.begin(b"key")
-            self.stage = STAGE_KEYS
+            self._begin_keys()
         elif self.stage == STAGE_KEYS and not self._key_step(pairs):
             self.writer.end()
             self.stage = STAGE_DONE
-            self.close()
+            self.store.history_seek(&self.at, self.after + 1, 0)
         return self.stage != STAGE_DONE
 
+    cdef _begin_keys(self):
+        if self.after:
+            self.writer.extend(b"key", places=True)
+        else:
+            self.writer.begin(b"key", places=True)
+        self.stage = STAGE_KEYS
+
+    def map_step(self, Mapping mapping not None, uint64_t pairs):
+        """Have so many values more be read from `mapping`, which is of the finished file and which
+        the store knows; False when all are.
+        """
+        cdef bint more
+        assert self.stage == STAGE_DONE and self.holding
+        with nogil:
+            more = self._map_values(mapping, pairs)
+        return more
+
+    cdef bint _map_values(self, Mapping mapping, uint64_t pairs) noexcept nogil:
+        """Walk history and file side by side: either may have what the other has not."""
+        cdef const uint8_t *pair
+        cdef Version *version = self.store.history_next(&self.at)
+        while version != NULL and self.place_at < self.writer.places.size:
+            if pairs == 0:
+                self.store.history_seek(&self.at, version.mod_revision, version.sub)
+                return True
+            pairs -= 1
+            pair = mapping.data + load_le64(self.writer.places.data + self.place_at)
+            if is_before(pair, version):
+                self.place_at += sizeof(uint64_t)
+                continue
+            if (load_be64(pair) == <uint64_t>version.mod_revision
+                    and load_be64(pair + SUB_AT) == version.sub):
+                self.place_at += sizeof(uint64_t)
+                if version.flags & VERSION_OUTSIDE:
+                    self.store.map_value(version, pair + REVISION_BYTES + head_size(version))
+            version = self.store.history_next(&self.at)
+        return False
+
     def close(self):
-        """Let compactions go on; also for a checkpoint that is given up."""
+        """Let compactions go on: after the last `map_step`, and for one that is given up."""
         if self.holding:
             self.holding = False
             self.store.release_hold(self.held)
@@ -90,12 +159,16 @@ cdef class Checkpoint:
                     return False
                 if self._is_wanted(version):
                     self._write_version(version)
+                    self.versions += 1
                     self.pairs += 1
                 pairs -= 1
         return True
 
     cdef bint _is_wanted(self, const Version *version) noexcept nogil:
-        """Whether a compaction to `compact_revision` leaves it."""
+        """Whether it is written: in a whole file, if a compaction to `compact_revision` leaves it.
+        """
+        if self.after:
+            return True
         if version.mod_revision >= self.compact_revision:
             return True
         if version_is_tombstone(version):
@@ -124,6 +197,20 @@ cdef class Checkpoint:
         return self.writer.push(
             Span(&name[0], REVISION_BYTES),
             Span(self.scratch.data + self.scratch.size - size, size))
+
+
+cdef inline bint is_before(const uint8_t *pair, const Version *version) noexcept nogil:
+    """Whether a pair's revision is less than that of a version."""
+    cdef uint64_t revision = load_be64(pair)
+    if revision != <uint64_t>version.mod_revision:
+        return revision < <uint64_t>version.mod_revision
+    return load_be64(pair + SUB_AT) < version.sub
+
+
+cdef inline size_t head_size(const Version *version) noexcept nogil:
+    """Bytes of a mvccpb.KeyValue before those of its value."""
+    return (key_value_size(version, OMIT_NOTHING) - version_value_size(version)
+            - number_size(<uint64_t>version_lease(version)))
 
 
 cdef int by_id(const void *one, const void *other) noexcept nogil:

@@ -23,6 +23,9 @@ cdef class Disk:
     cdef int64_t file_allocate(self, int64_t handle, uint64_t size) noexcept nogil
     # Written zeros on the device when it returns, in pieces, so that others' syncs get between.
     cdef int64_t file_fill(self, int64_t handle, uint64_t offset, uint64_t size) noexcept nogil
+    # Have what was written there on the device, or on its way, before more is written: so that
+    # others' syncs find a short queue. Whether it is durable is what a later datasync says.
+    cdef void file_pace(self, int64_t handle, uint64_t offset, uint64_t size) noexcept nogil
     # The first offset >= `offset` that was never written (and so would allocate), at most size.
     cdef int64_t file_hole(self, int64_t handle, uint64_t offset) noexcept nogil
     cdef int64_t path_rename(self, const char *source, const char *target) noexcept nogil

@@ -12,6 +12,7 @@ Rules:
 5. Directories have mode 0700 and files 0600, as in etcd. All files are opened to read and write.
 """
 
+import fcntl
 import mmap
 import os
 
@@ -106,6 +107,9 @@ cdef class Disk:
     cdef int64_t file_fill(self, int64_t handle, uint64_t offset, uint64_t size) noexcept nogil:
         return -EOPNOTSUPP
 
+    cdef void file_pace(self, int64_t handle, uint64_t offset, uint64_t size) noexcept nogil:
+        pass
+
     cdef int64_t file_hole(self, int64_t handle, uint64_t offset) noexcept nogil:
         return -EOPNOTSUPP
 
@@ -129,6 +133,9 @@ cdef class Disk:
     def lock(self, handle, path=""):
         """Take the file's exclusive lock without waiting."""
         checked(self.file_lock(handle), "lock", path)
+
+    def lock_as_bolt(self, handle, path=""):
+        """Take the lock that bbolt takes, which is of another kind, without waiting."""
 
     def size(self, handle, path=""):
         """The file's size in bytes."""
@@ -154,7 +161,11 @@ cdef class Disk:
 
     def datasync(self, handle, path=""):
         """Put the file's data, and the size that it needs, on the device."""
-        checked(self.file_datasync(handle), "fdatasync", path)
+        cdef int64_t number = handle
+        cdef int64_t result
+        with nogil:
+            result = self.file_datasync(number)
+        checked(result, "fdatasync", path)
 
     def allocate(self, handle, size, path=""):
         """Make the file at least `size` bytes large; what was not written reads as zeros."""
@@ -174,7 +185,12 @@ cdef class Disk:
 
     def sync_directory(self, path):
         """Make the directory's names durable."""
-        checked(self.path_sync_directory(os.fsencode(path)), "sync directory", path)
+        cdef bytes name = os.fsencode(path)
+        cdef const char *at = name
+        cdef int64_t result
+        with nogil:
+            result = self.path_sync_directory(at)
+        checked(result, "sync directory", path)
 
     def list(self, path):
         """The names in a directory, sorted; None when there is no such directory."""
@@ -252,13 +268,15 @@ cdef class OsDisk(Disk):
         while size and result >= 0:
             piece = min(size, <uint64_t>FILL_PIECE)
             result = self.file_write(handle, zeros, piece, offset)
-            # Only pacing: whether the bytes are durable is what the caller's datasync says.
-            sync_file_range(<int>handle, offset, piece,
-                            SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER)
+            self.file_pace(handle, offset, piece)
             offset += piece
             size -= piece
         free(zeros)
         return result if result < 0 else 0
+
+    cdef void file_pace(self, int64_t handle, uint64_t offset, uint64_t size) noexcept nogil:
+        sync_file_range(
+            <int>handle, offset, size, SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER)
 
     cdef int64_t file_hole(self, int64_t handle, uint64_t offset) noexcept nogil:
         cdef int64_t hole = lseek(<int>handle, offset, SEEK_HOLE)
@@ -296,6 +314,13 @@ cdef class OsDisk(Disk):
             return mmap.mmap(handle, 0, prot=mmap.PROT_READ)
         except OSError as error:
             raise DiskError("map", path, error.errno) from None
+
+    def lock_as_bolt(self, handle, path=""):
+        """Take the lock that bbolt takes, which is of another kind, without waiting."""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DiskError("lock", path, error.errno) from None
 
     def make_directory(self, path):
         """Make one directory (mode 0700)."""

@@ -66,6 +66,7 @@ cdef class Lessor:
     # Since the start.
     cdef readonly uint64_t granted
     cdef readonly uint64_t revoked
+    cdef readonly uint64_t checkpoints      # of what is left of one
     cdef readonly uint64_t renewed
     cdef readonly uint64_t expired
     cdef readonly uint64_t ttl_sum

@@ -5,6 +5,7 @@ class Lessor:
     is_primary: bool
     count: int
     granted: int
+    checkpoints: int
     revoked: int
     renewed: int
     expired: int

@@ -149,6 +149,7 @@ cdef class Lessor:
     cdef void checkpoint(self, Lease *lease, int64_t remaining) noexcept nogil:
         """What the log says is left of it; counts when this member is next promoted."""
         cdef int64_t due
+        self.checkpoints += 1
         lease.remaining = remaining
         lease.flags &= ~<uint32_t>LEASE_CHECKPOINTING
         if lease.place == LEASE_NO_PLACE:

@@ -13,6 +13,7 @@ from quorate.core._bytes cimport Buffer
 from quorate.core._history cimport History, HistoryCursor
 from quorate.core._keytree cimport KeyTree, Leaf
 from quorate.core._lessor cimport Lessor
+from quorate.core._values cimport Values
 from quorate.core._version cimport (
     Version,
     version_is_tombstone,
@@ -30,6 +31,14 @@ cdef enum:
     HASHES_STORED_MAX = 10
     # A budget for `compact_step` and `hash_step` between two batches: well under 100 microseconds.
     STEP_BUDGET = 200
+
+
+cdef extern from *:
+    """
+    #define QUORATE_NOTHING_SAVED INT64_MAX
+    """
+    # In place of `saved_revision`: there is no file that newer versions are appended to.
+    const int64_t NOTHING_SAVED "QUORATE_NOTHING_SAVED"
 
 
 cdef struct Cursor:
@@ -82,9 +91,11 @@ cdef class Store:
     cdef readonly int64_t revision              # current; 1 for an empty store
     cdef readonly int64_t compact_revision      # of the newest compaction, -1 before the first
     cdef readonly int64_t finished_revision     # of the newest one whose removal is done, or -1
+    cdef public int64_t saved_revision          # up to here a file has all; nothing newer is removed
     cdef readonly Arena arena
     cdef KeyTree tree
     cdef History history
+    cdef readonly Values values                 # where the larger values lie
     cdef readonly Lessor lessor                 # the leases that keys hang on
 
     # Figures. Bytes of keys count once for every version, as in a backend file.
@@ -128,6 +139,9 @@ cdef class Store:
     cdef void end(self) noexcept nogil
     # What `end` would make the revision now.
     cdef int64_t write_revision(self) noexcept nogil
+    # The value of a version that is VERSION_OUTSIDE is read from `place` in a mapped file from now
+    # on; not while a caller has its old address.
+    cdef void map_value(self, Version *version, const uint8_t *place) noexcept nogil
 
     # -- Reads. Revision 0 = newest, with the open transaction's writes. The caller checks bounds.
     cdef Version *get(self, const uint8_t *key, size_t key_size, int64_t revision) noexcept nogil
@@ -175,6 +189,7 @@ cdef class Store:
 
     # -- Private.
     cdef Version *_new_version(self, size_t key_size, size_t size) except NULL nogil
+    cdef void _release(self, Version *version) noexcept nogil
     cdef void _add(self, Version *version, Version *previous) noexcept nogil
     cdef void _drop(self, Version *version) noexcept nogil
     cdef Version *_delete(self, Version *live) except NULL nogil

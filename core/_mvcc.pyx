@@ -11,15 +11,19 @@ Rules:
    live in the tree unless its newest version is a tombstone. It leaves the tree when compaction
    takes out that tombstone.
 4. All versions stand in the history in the order in which they were written. Every version is one
-   block of the arena, with its key and value inside. No Python object exists per key or version.
+   block of the arena, with its key inside, and so is a small value; a larger one has a block of its
+   own until a file has it that is mapped: then it is read there, and the version does not move. No
+   Python object exists per key or version.
 5. A compaction to revision C keeps of every key the newest version not after C, unless that is a
    tombstone before C, and everything of C and after it: who watches from C on gets all that C did.
    What readers may ask changes at once; the rest is a sweep over the history, in steps.
 6. A pinned revision delays removal: what a read at it needs stays. Nothing else does: a Version
    is valid until the next `compact_step`, or as long as a pinned revision sees it.
-7. A hash of a revision goes over the history in steps, too. Compactions that came after it began
+7. Once a file is written that newer versions are appended to, nothing is removed before it is
+   there (`saved_revision`): etcd counts versions from what it finds, and must find no gap.
+8. A hash of a revision goes over the history in steps, too. Compactions that came after it began
    wait for it.
-8. One thread at a time. Only `put`, `delete_range` and `pin` take memory that may be missing;
+9. One thread at a time. Only `put`, `delete_range` and `pin` take memory that may be missing;
    steps then do nothing.
 
 Where etcd's own compaction would lose data, when a key was deleted and put again in the very
@@ -36,19 +40,22 @@ from quorate.core._bytes cimport (
     buffer_free,
     buffer_reserve,
     crc32c,
-    store_be64,
 )
 from quorate.core._errors cimport ERROR_COMPACTED, ERROR_FUTURE_REVISION, ERROR_NONE
 from quorate.core._history cimport History, HistoryCursor
 from quorate.core._keytree cimport Item, KeyTree, Path, compare_keys, keys_search
 from quorate.core._lessor cimport Lessor
-from quorate.core._protobuf cimport varint_size, write_varint
+from quorate.core._values cimport Values
 from quorate.core._version cimport (
+    VALUE_OUTSIDE_MIN,
     VERSION_LEASED,
+    VERSION_OUTSIDE,
     Hold,
     Version,
+    record_bytes,
     ring_remove,
     version_hold,
+    version_is_sound,
     version_is_tombstone,
     version_key,
     version_lease,
@@ -56,83 +63,21 @@ from quorate.core._version cimport (
     version_size,
     version_value,
 )
+from quorate.core._versionrecord cimport FILE_PAGE, crc_of_record, record_size
 
 cdef extern from * nogil:
     int __builtin_ctzll(unsigned long long)
     void __builtin_prefetch(const void *address)
 
 cdef enum:
-    # A bbolt file: the page size, pages of an empty one, and what an element of a leaf page takes
-    # beside key and value.
-    FILE_PAGE = 4096
+    # Pages of an empty bbolt file.
     FILE_PAGES_MIN = 4
-    FILE_ELEMENT = 16
-    # Bytes of a key in the bucket `key`: revision, '_', sub; a tombstone has a 't' more.
-    BUCKET_KEY = 17
     # A lease in its bucket, at the most: etcd's estimate.
     LEASE_BYTES = 64
     # While walking a leaf, this far ahead versions are fetched into the cache.
     PREFETCH_AHEAD = 6
     # Hashing so many bytes counts as much as one version.
     WORK_BYTES = 1024
-
-
-cdef inline size_t bytes_field_size(size_t size) noexcept nogil:
-    """A protobuf field of bytes with a small number; 0 when it is empty and so left out."""
-    return 1 + varint_size(size) + size if size else 0
-
-
-cdef inline size_t integer_field_size(int64_t value) noexcept nogil:
-    return 1 + varint_size(<uint64_t>value) if value else 0
-
-
-cdef inline size_t record_size(const Version *version) noexcept nogil:
-    """What the version takes in a leaf page of a backend file; the larger ones take whole pages."""
-    cdef size_t size = FILE_ELEMENT + BUCKET_KEY + bytes_field_size(version.key_size)
-    if version_is_tombstone(version):
-        return size + 1
-    size += integer_field_size(version.create_revision) + integer_field_size(version.mod_revision)
-    size += integer_field_size(version.version) + integer_field_size(version_lease(version))
-    size += bytes_field_size(version.value_size)
-    if size > FILE_PAGE // 2:
-        return (size + FILE_PAGE - 1) // FILE_PAGE * FILE_PAGE
-    return size
-
-
-cdef inline uint8_t *write_integer_field(uint8_t *at, int field, int64_t value) noexcept nogil:
-    if value:
-        at[0] = <uint8_t>(field << 3)
-        at = write_varint(at + 1, <uint64_t>value)
-    return at
-
-
-cdef uint32_t crc_of_record(uint32_t crc, const Version *version) noexcept nogil:
-    """Carry `crc` on over key and value in the bucket: a revision and a mvccpb.KeyValue."""
-    cdef uint8_t[64] bytes
-    cdef uint8_t *at = bytes
-    store_be64(at, <uint64_t>version.mod_revision)
-    at[8] = b"_"
-    store_be64(at + 9, version.sub)
-    at += BUCKET_KEY
-    if version_is_tombstone(version):
-        at[0] = b"t"
-        at += 1
-    at[0] = 0x0a
-    at = write_varint(at + 1, version.key_size)
-    crc = crc32c(crc, bytes, at - bytes)
-    crc = crc32c(crc, version_key(version), version.key_size)
-    if version_is_tombstone(version):
-        return crc
-    at = write_integer_field(bytes, 2, version.create_revision)
-    at = write_integer_field(at, 3, version.mod_revision)
-    at = write_integer_field(at, 4, version.version)
-    if version.value_size:
-        at[0] = 0x2a
-        at = write_varint(at + 1, version.value_size)
-    crc = crc32c(crc, bytes, at - bytes)
-    crc = crc32c(crc, version_value(version), version.value_size)
-    at = write_integer_field(bytes, 6, version_lease(version))
-    return crc32c(crc, bytes, at - bytes)
 
 
 cdef inline bint is_newest_at(const Version *version, int64_t revision) noexcept nogil:
@@ -172,6 +117,8 @@ cdef class Store:
         self.tree = KeyTree(self.arena, sizeof(Version))
         self.history = History(self.arena)
         self.lessor = Lessor()
+        self.values = Values(self.arena)
+        self.saved_revision = NOTHING_SAVED
         self.revision = 1
         self.compact_revision = self.finished_revision = self.queued_revision = -1
 
@@ -203,17 +150,19 @@ cdef class Store:
         cdef Path path
         cdef bint found
         cdef Version *previous = NULL
-        cdef size_t size = sizeof(Version) + key_size + value_size
+        cdef uint32_t flags = VERSION_LEASED if lease else 0
         cdef Version *version
-        if lease:
-            size = ((size + 7) & ~<size_t>7) + sizeof(Hold)
-        version = self._new_version(key_size, size)
+        if value_size >= VALUE_OUTSIDE_MIN:
+            flags |= VERSION_OUTSIDE
+        version = self._new_version(key_size, record_bytes(key_size, value_size, flags))
         version.value_size = <uint32_t>value_size
+        version.flags = flags
         memcpy(<uint8_t *>version_key(version), key, key_size)
-        if value_size:
+        if flags & VERSION_OUTSIDE:
+            self.values.put(version, value)
+        elif value_size:
             memcpy(<uint8_t *>version_value(version), value, value_size)
         if lease:
-            version.flags = VERSION_LEASED
             memset(version_hold(version), 0, sizeof(Hold))
             version_hold(version).lease = lease
         found = self.tree.locate(&path, key, key_size)
@@ -221,7 +170,7 @@ cdef class Store:
             previous = <Version *>path.leaf.keys.items[path.index]
             self.tree.replace(&path, <Item *>version, True)
         elif not self.tree.insert(&path, <Item *>version, True):
-            self.arena.release(version, size)
+            self._release(version)
             with gil:
                 raise MemoryError("no memory for a node of the tree")
         if previous == NULL or version_is_tombstone(previous):
@@ -328,6 +277,19 @@ cdef class Store:
         self.key_bytes -= version.key_size
         self.value_bytes -= version.value_size
         self.bucket_bytes -= record_size(version)
+        self._release(version)
+
+    cdef void map_value(self, Version *version, const uint8_t *place) noexcept nogil:
+        """Have a value that is VERSION_OUTSIDE read from a mapped file."""
+        cdef bint sound = version_is_sound(version)
+        self.values.move(version, place)
+        if sound:
+            version_seal(version)
+
+    cdef void _release(self, Version *version) noexcept nogil:
+        """Give back what a version takes."""
+        if version.flags & VERSION_OUTSIDE:
+            self.values.leave(version)
         self.arena.release(version, version_size(version))
 
     # -- reads
@@ -554,6 +516,8 @@ cdef class Store:
             revision = self.finished_revision
         else:
             return False
+        if revision > self.saved_revision:
+            return False
         if self.hold_count and revision > self.holds[0].revision:
             # As far as the oldest holder lets it, unless a hash is to be made of all of it.
             if self.queued_revision >= 0 or self.holds[0].revision <= self.finished_revision:
@@ -687,6 +651,16 @@ cdef class Store:
         """Keys that exist now."""
         return self.tree.live
 
+    @property
+    def waits_for_checkpoint(self):
+        """Whether what a compaction makes superfluous has to be saved before it is removed."""
+        return bool(self.finished_revision < self.compact_revision > self.saved_revision)
+
+    @property
+    def size_in_use(self):
+        """The same as `db_size_in_use`."""
+        return self.db_size_in_use()
+
     cdef uint64_t db_size_in_use(self) noexcept nogil:
         """What a backend file with all this takes: leaf pages filled to nine tenths."""
         cdef uint64_t bytes = self.bucket_bytes + self.lessor.count * LEASE_BYTES
@@ -722,6 +696,7 @@ cdef class Store:
         books = [self.versions, self.key_bytes, self.value_bytes, self.bucket_bytes]
         _check(figures == books, "figures", (figures, books))
         _check(newest == self.tree.count, "keys", (newest, self.tree.count))
+        blocks += self.values.blocks
         _check(self.versions + blocks == self.arena.blocks, "blocks", (
             self.versions, blocks, self.arena.blocks))
         _check(last == NULL or last.mod_revision <= self.write_revision(), "revision", (

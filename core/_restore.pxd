@@ -28,6 +28,7 @@ cdef class Restore:
     cdef Cursor keys
     cdef Cursor at              # the one of these that is being read
     cdef bint begun
+    cdef bint in_place
     cdef readonly uint64_t pairs            # read so far
     cdef readonly uint64_t orphans          # tombstones that delete nothing
 

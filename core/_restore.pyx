@@ -47,11 +47,13 @@ def checksum(const uint8_t[::1] data not None):
 cdef class Restore:
     """Fills an empty store."""
 
-    def __init__(self, Bolt bolt not None, Store store not None):
+    def __init__(self, Bolt bolt not None, Store store not None, *, bint in_place=False):
+        """With `in_place`, the file lies in a mapping that the store knows."""
         assert store.revision == 1 and store.versions == 0, store.revision
         names = bolt.buckets()
         self.bolt = bolt
         self.store = store
+        self.in_place = in_place
         self.leases = Cursor(bolt, b"lease") if b"lease" in names else None
         self.keys = Cursor(bolt, b"key") if b"key" in names else None
         self.at = self.leases or self.keys
@@ -61,14 +63,17 @@ cdef class Restore:
         cdef bint more
         if self.at is None:
             return False
+        self.store.values.in_place = self.in_place
         with nogil:
             more = self._take(pairs)
+        self.store.values.in_place = False
         return more
 
     def finish(self, int64_t scheduled, int64_t finished):
         """Everything was read: what the file says of compactions, 0 if nothing."""
         cdef Store store = self.store
         store.revision = max(store.revision, scheduled, finished)
+        store.saved_revision = store.revision
         store.sub = 0
         if finished > 0:
             store.compact_revision = store.finished_revision = finished

@@ -6,8 +6,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 from quorate.core._bytes cimport crc32c
 
 cdef enum:
-    VERSION_LEASED = 1      # a Hold stands after the value, at the next multiple of 8
-    # The other bits of `flags` are a checksum of what is immutable, or 0: there is none yet.
+    VERSION_LEASED = 1      # a Hold stands behind all else, at the next multiple of 8
+    VERSION_OUTSIDE = 2     # the value's address stands in its place, at the next multiple of 8
+    VERSION_MAPPED = 4      # and it lies in a mapped file, not in a block of the arena
+    # Smaller values stay in the record for ever: an address and a block cost as much.
+    VALUE_OUTSIDE_MIN = 64
+    # The bits of `flags` above these are a checksum of what is immutable; 0: there is none yet.
     VERSION_SEAL_SHIFT = 8
     # Sizes, revisions and version: the head of a Version, which never changes.
     VERSION_HEAD_BYTES = 32
@@ -27,8 +31,9 @@ cdef struct Hold:
 
 
 cdef struct Version:
-    # Immutable, but for its links, once its transaction ended. The bytes of the key and of the
-    # value follow, then the Hold if there is one. Read those through the functions below.
+    # Immutable, but for its links and the place of its value, once its transaction ended. The bytes
+    # of the key and of the value (or where that is) follow, then the Hold if there is one. Read
+    # those through the functions below.
     uint32_t key_size       # first, because the tree reads it there
     uint32_t value_size
     int64_t mod_revision
@@ -37,7 +42,7 @@ cdef struct Version:
     Version *previous       # the next older version of the key that is still stored, or NULL
     Version *newer          # the next newer one, or NULL: this is the newest
     uint32_t sub            # place within its revision
-    uint32_t flags          # VERSION_LEASED, and the seal
+    uint32_t flags          # VERSION_LEASED, _OUTSIDE, _MAPPED, and the seal
 
 
 cdef inline const uint8_t *version_key(const Version *version) noexcept nogil:
@@ -50,8 +55,20 @@ cdef inline size_t version_key_size(const Version *version) noexcept nogil:
     return version.key_size
 
 
+cdef inline size_t grain(size_t size) noexcept nogil:
+    """The next multiple of 8."""
+    return (size + 7) & ~<size_t>7
+
+
+cdef inline const uint8_t **version_place(const Version *version) noexcept nogil:
+    """Where a version that is VERSION_OUTSIDE has the address of its value."""
+    return <const uint8_t **>(<uint8_t *>version + grain(sizeof(Version) + version.key_size))
+
+
 cdef inline const uint8_t *version_value(const Version *version) noexcept nogil:
     """The value's bytes; `version_value_size` tells how many."""
+    if version.flags & VERSION_OUTSIDE:
+        return version_place(version)[0]
     return <const uint8_t *>version + sizeof(Version) + version.key_size
 
 
@@ -65,18 +82,35 @@ cdef inline int64_t version_lease(const Version *version) noexcept nogil:
     return version_hold(version).lease if version.flags & VERSION_LEASED else 0
 
 
+cdef inline size_t content_size(
+        size_t key_size, size_t value_size, uint32_t flags) noexcept nogil:
+    """Bytes of a record without its Hold."""
+    if flags & VERSION_OUTSIDE:
+        return grain(sizeof(Version) + key_size) + sizeof(uint8_t *)
+    return sizeof(Version) + key_size + value_size
+
+
+cdef inline size_t record_bytes(
+        size_t key_size, size_t value_size, uint32_t flags) noexcept nogil:
+    """Bytes of a record in the arena."""
+    cdef size_t size = content_size(key_size, value_size, flags)
+    return grain(size) + sizeof(Hold) if flags & VERSION_LEASED else size
+
+
 cdef inline Hold *version_hold(const Version *version) noexcept nogil:
     """What ties a version that is VERSION_LEASED to its lease."""
-    cdef size_t size = sizeof(Version) + version.key_size + version.value_size
-    return <Hold *>(<uint8_t *>version + ((size + 7) & ~<size_t>7))
+    cdef size_t size = content_size(version.key_size, version.value_size, version.flags)
+    return <Hold *>(<uint8_t *>version + grain(size))
 
 
 cdef inline uint32_t version_checksum(const Version *version) noexcept nogil:
-    """Of all that never changes: everything but the links. 24 bits and never 0."""
-    cdef uint32_t[2] place = [version.sub, version.flags & ((1 << VERSION_SEAL_SHIFT) - 1)]
+    """Of all that never changes but a value in a mapped file: 24 bits and never 0."""
+    cdef uint32_t[2] place = [version.sub, version.flags & (VERSION_LEASED | VERSION_OUTSIDE)]
     cdef uint32_t crc = crc32c(0, <const uint8_t *>version, VERSION_HEAD_BYTES)
     crc = crc32c(crc, <const uint8_t *>place, sizeof(place))
-    crc = crc32c(crc, version_key(version), <size_t>version.key_size + version.value_size)
+    crc = crc32c(crc, version_key(version), version.key_size)
+    if not version.flags & VERSION_MAPPED:
+        crc = crc32c(crc, version_value(version), version.value_size)
     if version.flags & VERSION_LEASED:
         crc = crc32c(crc, <const uint8_t *>&version_hold(version).lease, sizeof(int64_t))
     return crc >> VERSION_SEAL_SHIFT or 1
@@ -110,11 +144,8 @@ cdef inline Version *version_previous(const Version *version) noexcept nogil:
 
 
 cdef inline size_t version_size(const Version *version) noexcept nogil:
-    """Bytes of the whole record in the arena."""
-    cdef size_t size = sizeof(Version) + version.key_size + version.value_size
-    if version.flags & VERSION_LEASED:
-        return ((size + 7) & ~<size_t>7) + sizeof(Hold)
-    return size
+    """Bytes of the whole record in the arena, without a value outside."""
+    return record_bytes(version.key_size, version.value_size, version.flags)
 
 
 cdef inline LeaseLink *link_at(uintptr_t place) noexcept nogil:

@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 
 from ._bolt import Bolt
 from ._disk import Disk
+from ._mapping import Mapping
 from ._restore import BackendError, Restore
 from ._walread import SEGMENT_NAME
 from .apply import State
 from .errors import Fatal, MalformedError
+from .limits import BACKEND_REACH_MIN
 from .logs import Logger
 from .members import Cluster, member_from_json
 from .messages import AlarmMember
@@ -52,6 +54,12 @@ class Backend:
 
     path: str
     bolt: Bolt
+    mapping: Mapping
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file that mean something: what comes behind them is nobody's."""
+        return self.bolt.high_water * self.bolt.page_size
 
     @property
     def index(self) -> int:
@@ -93,9 +101,11 @@ def open_backend(disk: Disk, directory: str) -> Backend | None:
         return None
     handle = disk.open(path)
     try:
-        if disk.size(handle, path) == 0:
+        size = disk.size(handle, path)
+        if size == 0:
             return None
-        backend = Backend(path, Bolt(disk.map(handle, path), path))
+        mapping = map_backend(disk, handle, path)
+        backend = Backend(path, Bolt.mapped(mapping, size), mapping)
     finally:
         disk.close(handle)
     if backend.index == 0:
@@ -104,6 +114,12 @@ def open_backend(disk: Disk, directory: str) -> Backend | None:
         return None
     refuse_unserved(backend)
     return backend
+
+
+def map_backend(disk: Disk, handle: int, path: str) -> Mapping:
+    """The file in memory, with room for what will be appended. Raises DiskError."""
+    reach = max(BACKEND_REACH_MIN, 2 * disk.size(handle, path))
+    return Mapping(disk, handle, path, reach)
 
 
 def refuse_unserved(backend: Backend) -> None:
@@ -147,7 +163,8 @@ def find_start(backend: Backend | None, disk: Disk, snap_path: str, wal_path: st
 def restore(backend: Backend, start: Start, state: State, logger: Logger) -> None:
     """Make the empty `state` what file and start say. Raises Fatal."""
     logger.info("reading the backend file", path=backend.path, consistent_index=backend.index)
-    pairs = Restore(backend.bolt, state.store)
+    state.store.values.add_mapping(backend.mapping)
+    pairs = Restore(backend.bolt, state.store, in_place=True)
     while pairs.step(STEP):
         logger.debug("reading the backend file", pairs=pairs.pairs)
     scheduled = backend.revision(b"scheduledCompactRev")

@@ -15,6 +15,8 @@ import random
 import time
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import TypedDict, Unpack
 
 from ._batch import Batch
@@ -25,6 +27,8 @@ from ._run import Run
 from ._wal import Wal, make_directories
 from .apply import State
 from .backend import Backend, find_start, open_backend, restore
+from .buckets import hashed_buckets
+from .checkpoints import Checkpoints, Inline
 from .config import Config
 from .errors import Fatal
 from .forcing import force_new_cluster
@@ -69,7 +73,8 @@ def open_node(
     make_directories(disk, config.data_dir)
     make_directories(disk, snap_path(config))
     warn_of_permissions(config.data_dir, logger)
-    return start_node(config, disk, ports, doorbell, logger, event_ring)
+    threads = ThreadPoolExecutor(1, "checkpoint")
+    return start_node(config, disk, ports, doorbell, logger, event_ring, threads=threads)
 
 
 def start_node(
@@ -81,17 +86,20 @@ def start_node(
     event_ring: EventRing | None = None,
     clock: Clock = monotonic_milliseconds,
     chance: random.Random | None = None,
+    threads: Executor | None = None,
     **options: Unpack[LogOptions],
 ) -> Node:
     """The same on any disk, where the directories exist already. Raises Fatal.
 
-    With a `chance` of its own a member is the same each time.
+    With a `chance` of its own a member is the same each time. Without `threads` checkpoints are
+    written by the turns.
     """
     state = State(ports, logger)
     if chance is not None:
         state.applier.lessor.seed = chance.getrandbits(64)
     state.applier.lessor.ttl_min = lease_seconds_min(config)
     started = None
+    remove_left_over(disk, snap_path(config), logger)
     backend = open_backend(disk, snap_path(config))
     if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
         started = recover(config, disk, backend, state, logger, **options)
@@ -107,7 +115,11 @@ def start_node(
     batch.quota_bytes = config.quota_bytes
     count = (chance or random.Random()).getrandbits(LEASE_COUNT_BITS)
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
-    node = Node(state, raft, wal, batch, ports, doorbell, logger, clock)
+    checkpoints = Checkpoints(
+        config, disk, state, raft, wal, backend, logger, clock, threads or Inline(), doorbell
+    )
+    batch.buckets = partial(hashed_buckets, state, checkpoints.carried)
+    node = Node(state, raft, wal, batch, ports, doorbell, logger, clock, checkpoints)
     elect(node)
     add_duties(node, config)
     # Workers may be asked for watches before the first turn.
@@ -196,6 +208,14 @@ def recover(
 def snap_path(config: Config) -> str:
     """Where the backend file and the snapshots are."""
     return os.path.join(config.data_dir, "member", "snap")
+
+
+def remove_left_over(disk: Disk, directory: str, logger: Logger) -> None:
+    """Remove files that a crash kept from being finished."""
+    for name in disk.list(directory) or ():
+        if name.startswith("db.tmp"):
+            disk.remove(f"{directory}/{name}")
+            logger.warn("removed a file that was not finished", path=f"{directory}/{name}")
 
 
 def put_aside(disk: Disk, path: str, logger: Logger) -> None:

@@ -41,6 +41,7 @@ from quorate.core.limits import (
     REQUEST_BYTES_RECOMMENDED_MAX,
     TXN_OPS_MAX_DEFAULT,
 )
+from quorate.core.version import STORAGE_VERSIONS
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "dpanic", "panic", "fatal")
 
@@ -63,6 +64,10 @@ class Config:
     name: str = "default"
     data_dir: str = "default.etcd"
     wal_dir: str = ""
+    snapshot_count: int = 10_000
+    max_snapshots: int = 5  # 0 = all
+    max_wals: int = 5  # 0 = all
+    storage_version: str = "3.7"
     heartbeat_interval: int = 100  # milliseconds
     election_timeout: int = 1000  # milliseconds
     listen_client_urls: tuple[str, ...] = ("http://localhost:2379",)
@@ -304,6 +309,11 @@ def validate(config: Config, values: Mapping[str, Value]) -> None:
     if "listen-client-urls" in values and "advertise-client-urls" not in values:
         raise Fatal(
             "--advertise-client-urls is required when --listen-client-urls is set explicitly"
+        )
+    if config.storage_version not in STORAGE_VERSIONS:
+        raise Fatal(
+            f"--storage-version={config.storage_version}: a directory can be kept for "
+            f"{', '.join(STORAGE_VERSIONS)}"
         )
     validate_compaction(config)
     validate_log(config)

@@ -172,6 +172,21 @@ assert WATCH_SEND_BYTES_LOW < WATCH_SEND_BYTES_HIGH < WATCH_CONNECTION_BYTES_HIG
 assert WATCH_CONNECTION_BYTES_HIGH < REPLY_BYTES_MAX
 assert WATCH_MESSAGE_BYTES_MAX < WATCH_SEND_BYTES_HIGH
 
+# --- checkpoints ---------------------------------------------------------------------------------
+# A checkpoint is due after so many bytes of the log, whatever --snapshot-count says: what a restart
+# reads of the log, and how much of the values is not in the file yet. Half a second of either.
+CHECKPOINT_LOG_BYTES = 64 * 1024 * 1024
+# After so many entries alone not sooner than this after the one before: its syncs are not free.
+CHECKPOINT_PAUSE_SECONDS = 1.0
+# After one that failed.
+CHECKPOINT_RETRY_SECONDS = 30.0
+# Leaves of so many bytes take several pages in a row, and less than a hundredth is lost at ends.
+LEAF_BYTES = 64 * 1024
+# A file is written anew when more than half of it, and more than this, is garbage.
+GARBAGE_BYTES_MIN = 16 * 1024 * 1024
+# Address space kept for a backend file, which is mapped only as far as it reaches.
+BACKEND_REACH_MIN = 64 * 1024 * 1024 * 1024
+
 # --- counters -------------------------------------------------------------------------------------
 # Counters of one worker in shared memory, 16 KiB: 20 for each method and some of the worker itself.
 WORKER_COUNTERS_MAX = 2048

@@ -76,7 +76,7 @@ def run(config: Config, logger: Logger, worker_main: WorkerMain) -> None:
                 fleet.kill(slot)
     if failure is not None:
         raise failure
-    node.wal.close()
+    node.close()
     logger.info("stopped")
 
 

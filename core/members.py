@@ -70,7 +70,7 @@ def cluster_id(member_ids: Iterable[int]) -> int:
     return _cut(hashlib.sha1(data, usedforsecurity=False).digest())
 
 
-def _go_json(value: object) -> str:
+def go_json(value: object) -> str:
     """JSON as Go's encoding/json writes it."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(_GO_ESCAPES)
 
@@ -94,7 +94,7 @@ class Member:
             value["name"] = self.name
         if self.client_urls:
             value["clientURLs"] = self.client_urls
-        return _go_json(value).encode()
+        return go_json(value).encode()
 
 
 def member_from_json(data: bytes) -> tuple[Member, bool]:
@@ -133,6 +133,19 @@ def member_from_attributes(id: int, raft_attributes: str, attributes: str) -> Me
         published.name,
         published.client_urls,
     )
+
+
+def member_attributes(member: Member) -> tuple[str, str]:
+    """These two values; the second is empty for a member that never started."""
+    raft: dict[str, object] = {"peerURLs": member.peer_urls or None}
+    if member.is_learner:
+        raft["isLearner"] = True
+    published: dict[str, object] = {}
+    if member.name:
+        published["name"] = member.name
+    if member.client_urls:
+        published["clientURLs"] = member.client_urls
+    return go_json(raft), go_json(published) if published else ""
 
 
 def _json_object(data: bytes) -> dict[str, object]:

@@ -10,7 +10,7 @@ Synchronous; the world is its arguments. A turn, from the requests in the rings 
     publish    what was written is told to those who watch                              (_events)
     by itself  what a member does unasked, by entries of the next turn                  (upkeep)
     expire     leases that have run out are revoked by entries of the next turn         (_batch)
-    tidy       a step of compaction, one of a long reply, and the replies go out        (_port)
+    tidy       a step of compaction, of a checkpoint and of each long reply             (_port)
 
 Rules:
 1. One sync is under way at most. What comes meanwhile gathers and is the next sync's: batches grow
@@ -37,6 +37,7 @@ from ._port import Port
 from ._run import Run
 from ._wal import Wal
 from .apply import AlarmsDone, State
+from .checkpoints import Checkpoints
 from .errors import EtcdError, LeaderChangedError
 from .limits import LONG_REPLY_SECONDS_MAX
 from .logs import Logger
@@ -96,6 +97,7 @@ class Node:
         doorbell: int,
         logger: Logger,
         clock: Clock,
+        checkpoints: Checkpoints,
     ) -> None:
         self.state = state
         self.applier = state.applier
@@ -106,6 +108,7 @@ class Node:
         self.doorbell = doorbell  # what the log's thread writes when a sync is done
         self.logger = logger
         self.clock = clock
+        self.checkpoints = checkpoints
         self.applier.set_time(clock())
         state.conf_changed = raft.apply_conf_change
         # What is appended and not synced, and what the sync under way makes durable.
@@ -144,6 +147,8 @@ class Node:
         if batch.expire(self._expire_budget(run)):
             more = True
         if self.applier.compact_step(COMPACT_STEP):
+            more = True
+        if self.checkpoints.step():
             more = True
         for each in self.ports:
             if each is not None:
@@ -277,6 +282,14 @@ class Node:
             self._lead_index = self.raft.log.last_index
         role = state.role.name.lower()
         self.logger.info("raft role", role=role, leader=f"{state.leader:x}", term=self.raft.term)
+
+    def close(self) -> None:
+        """Leave what starts fastest: a last checkpoint, and all of the log on the disk."""
+        if self.wal.syncing:
+            self.wal.finish_sync()
+        self.checkpoints.finish()
+        self.wal.sync()
+        self.wal.close()
 
     # --- what Python proposes and reads
 

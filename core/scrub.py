@@ -4,8 +4,8 @@ Rules:
 1. A pass takes SCRUB_SECONDS, or longer where there is so much that it would take more than
    SCRUB_VERSIONS_PER_SECOND_MAX. It is done in slices no longer than a step of compaction.
 2. What is wrong is told once, in the log and by an entry that raises CORRUPT for this member: from
-   then on the log refuses writes, and reads are refused too. The files have what was acknowledged,
-   so a restart heals a fault of the memory; then `alarm disarm`.
+   then on the log refuses writes; reads go on, as in etcd. The files have what was acknowledged, so
+   a restart heals a fault of the memory; then `alarm disarm`.
 3. While the alarm is on there is nothing to look for. When it is off, looking begins anew.
 4. `looker` is what looks: `step(budget)` answers what is wrong, or nothing; `passes` counts.
 """

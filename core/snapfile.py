@@ -4,6 +4,8 @@ Rules:
 1. Up to 3.5 etcd keeps its members in a tree of names that the v2 API served, not in the backend
    file; a snapshot file has that tree, as JSON, and the raft configuration.
 2. A file is believed when its checksum is right and its name says what it holds.
+3. A file is written under a name that every etcd deletes when it starts, synced, and renamed: what
+   has a snapshot's name is whole.
 """
 
 from __future__ import annotations
@@ -12,17 +14,27 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ._disk import Disk
 from ._restore import checksum
 from .errors import Fatal, MalformedError
-from .members import Cluster, member_from_attributes
-from .messages import SnapshotMetadata
+from .members import Cluster, go_json, member_attributes, member_from_attributes
+from .messages import ConfState, SnapshotMetadata
 from .protobuf import Encoded, Field, Kind
 
 NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.snap")
+TEMPORARY = "db.tmp.snap"
 _MEMBER_NAME = re.compile(r"[0-9a-f]{1,16}")
+# Of etcd's tree: what it says of itself, and how many events of the v2 API it has room for.
+_TREE_VERSION = 2
+_EVENTS = 1000
+_COUNTERS = (
+    *("getsSuccess", "getsFail", "setsSuccess", "setsFail", "deleteSuccess", "deleteFail"),
+    *("updateSuccess", "updateFail", "createSuccess", "createFail", "compareAndSwapSuccess"),
+    *("compareAndSwapFail", "compareAndDeleteSuccess", "compareAndDeleteFail", "expireCount"),
+    "watchers",
+)
 
 
 class SnapshotError(Fatal):
@@ -101,7 +113,8 @@ def _cluster_of(tree: Mapping[str, object]) -> Cluster:
                 int(name, 16), values["raftAttributes"], values.get("attributes", "{}")
             )
         )
-    removed = [int(name, 16) for name in _children(cluster.get("removed_members", {}))]
+    members.sort(key=lambda member: member.id)
+    removed = sorted(int(name, 16) for name in _children(cluster.get("removed_members", {})))
     version = _value(cluster["version"]) if "version" in cluster else ""
     return Cluster(tuple(members), tuple(removed), version)
 
@@ -121,3 +134,89 @@ def _value(node: object) -> str:
     if not isinstance(node, Mapping) or not isinstance(node["Value"], str):
         raise TypeError
     return node["Value"]
+
+
+def write_snapshot(
+    disk: Disk, directory: str, index: int, term: int, cluster: Cluster, conf_state: ConfState
+) -> None:
+    """Write the file of this index, durable when this returns. Raises DiskError."""
+    data = _Snapshot(encode_tree(cluster), SnapshotMetadata(conf_state, index, term)).encode()
+    content = _File(checksum(data), data).encode()
+    temporary = f"{directory}/{TEMPORARY}"
+    if TEMPORARY in (disk.list(directory) or ()):
+        disk.remove(temporary)
+    handle = disk.open(temporary, create=True)
+    try:
+        disk.write(handle, content, 0, temporary)
+        disk.datasync(handle, temporary)
+    finally:
+        disk.close(handle)
+    disk.rename(temporary, f"{directory}/{term:016x}-{index:016x}.snap")
+    disk.sync_directory(directory)
+
+
+def encode_tree(cluster: Cluster) -> bytes:
+    """The tree that says this of members, as etcd up to 3.5 writes it.
+
+    Its events are those of watchers of the v2 API, of whom there are none.
+    """
+    tree = _Tree()
+    for member in sorted(cluster.members, key=lambda member: member.id):
+        raft, published = member_attributes(member)
+        tree.put(f"0/members/{member.id:x}/raftAttributes", raft)
+        if published:
+            tree.put(f"0/members/{member.id:x}/attributes", published)
+    for id in sorted(cluster.removed):
+        tree.put(f"0/removed_members/{id:x}", "")
+    if cluster.version:
+        tree.put("0/version", cluster.version)
+    queue = {"Events": [None] * _EVENTS, "Size": 0, "Front": 0, "Back": 0, "Capacity": _EVENTS}
+    value = {
+        "Root": _in_order(tree.root),
+        "WatcherHub": {"EventHistory": {"Queue": queue, "StartIndex": 0, "LastIndex": 0}},
+        "CurrentIndex": tree.index,
+        "Stats": dict.fromkeys(_COUNTERS, 0),
+        "CurrentVersion": _TREE_VERSION,
+    }
+    return go_json(value).encode()
+
+
+class _Tree:
+    """The tree while it is made: each value put into it counts."""
+
+    def __init__(self) -> None:
+        self.index = 0
+        # What the v2 API's users wrote is below /1: nothing.
+        self.root = _node("/", 0, {"0": _node("/0", 0, {}), "1": _node("/1", 0, {})})
+
+    def put(self, path: str, value: str) -> None:
+        """Add a value, and the names above it that are missing."""
+        self.index += 1
+        at, place = self.root, ""
+        *above, last = path.split("/")
+        for name in above:
+            place += f"/{name}"
+            at = at["Children"].setdefault(name, _node(place, self.index, {}))
+        at["Children"][last] = _node(f"{place}/{last}", self.index, None, value)
+
+
+def _in_order(node: dict[str, Any]) -> dict[str, Any]:
+    """The same with its names ascending, as Go writes them."""
+    children = node["Children"]
+    if children is None:
+        return node
+    return {**node, "Children": {name: _in_order(children[name]) for name in sorted(children)}}
+
+
+def _node(
+    path: str, index: int, children: dict[str, Any] | None, value: str = ""
+) -> dict[str, Any]:
+    """A name of the tree."""
+    return {
+        "Path": path,
+        "CreatedIndex": index,
+        "ModifiedIndex": index,
+        "ExpireTime": "0001-01-01T00:00:00Z",
+        "Value": value,
+        "Children": children,
+    }

@@ -8,3 +8,5 @@ SERVER_VERSION = "3.7.1"
 CLUSTER_VERSION = "3.7.0"
 # The schema of the data directory.
 STORAGE_VERSION = "3.7.0"
+# What the directory can be kept as: the oldest etcd that opens it, and what its file then says.
+STORAGE_VERSIONS = {"3.5": "", "3.6": "3.6.0", "3.7": STORAGE_VERSION}

@@ -11,8 +11,6 @@ Rules:
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from quorate.core._disk import Disk
@@ -56,7 +54,7 @@ class Member:
         event_ring: EventRing | None = None,
         chance: random.Random | None = None,
         logger: Logger | None = None,
-        flags: Mapping[str, Any] = MappingProxyType({}),
+        **flags: Any,
     ) -> None:
         config = Config(data_dir=data_dir, workers=workers, **flags)
         logger = logger or Logger((), "info")

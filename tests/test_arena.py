@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import random
@@ -98,6 +99,7 @@ def resident_bytes() -> int:
 
 
 def test_memory_goes_back_to_the_system() -> None:
+    gc.collect()
     blocks = Blocks()
     start = resident_bytes()
     held = [blocks.take(344) for _ in range(100_000)]

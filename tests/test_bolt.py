@@ -6,6 +6,7 @@ import bisect
 import mmap
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def sim_disk(number: int = 1) -> SimDisk:
     return disk
 
 
-def write(disk: SimDisk, content: Content, **how: int) -> bytes:
+def write(disk: SimDisk, content: Content, **how: Any) -> bytes:
     """The bytes of a file with that content."""
     writer = BoltWriter(disk, PATH, **how)
     fill(writer, content)

@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_files_of_a_real_etcd(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"leaf_size": 65536}, {"fill_percent": 60, "freelist": 1}])
-def test_etcd_goes_on_with_a_file_of_ours(tmp_path: Path, how: dict[str, int]) -> None:
+def test_etcd_goes_on_with_a_file_of_ours(tmp_path: Path, how: dict[str, Any]) -> None:
     """In the place of its own file, whose every bucket it was written from."""
     rng = random.Random(7)
     member = Member(tmp_path)
@@ -160,7 +161,7 @@ def test_etcd_goes_on_with_a_file_of_ours(tmp_path: Path, how: dict[str, int]) -
         bolt.check()
 
 
-def copy_database(path: Path, how: dict[str, int]) -> Content:
+def copy_database(path: Path, how: dict[str, Any]) -> Content:
     """Replace a bbolt file by one of ours with the same content."""
     bolt = Bolt(path.read_bytes(), str(path))
     content = read(bolt)
@@ -173,7 +174,7 @@ def copy_database(path: Path, how: dict[str, int]) -> Content:
 
 
 @pytest.mark.parametrize("how", [{}, {"leaf_size": 65536}])
-def test_etcdctl_restores_a_file_of_ours(tmp_path: Path, how: dict[str, int]) -> None:
+def test_etcdctl_restores_a_file_of_ours(tmp_path: Path, how: dict[str, Any]) -> None:
     member = Member(tmp_path / "first")
     with member.server:
         state = lived_in(member, random.Random(8))

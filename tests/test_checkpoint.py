@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ KEYS = [b"k%d" % number for number in range(12)]
 LEASES = (1, 2, 3, -4)
 
 
-def new_writer(**how: int) -> BoltWriter:
+def new_writer(**how: Any) -> BoltWriter:
     disk = SimDisk(random.Random(1))
     disk.make_directory("/d")
     return BoltWriter(disk, PATH, **how)

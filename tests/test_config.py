@@ -374,9 +374,9 @@ def test_a_name_may_repeat_in_the_initial_cluster() -> None:
 
 def test_flags_without_effect_share_one_warning() -> None:
     warnings = loaded(
-        "--snapshot-count=5", "--enable-pprof", "--pre-vote", "--name=default"
+        "--snapshot-catchup-entries=5", "--enable-pprof", "--pre-vote", "--name=default"
     ).warnings
-    flags = {"flags": ["--enable-pprof", "--pre-vote", "--snapshot-count"]}
+    flags = {"flags": ["--enable-pprof", "--pre-vote", "--snapshot-catchup-entries"]}
     assert [(w.message, w.fields) for w in warnings] == [
         ("flags without effect yet are ignored", flags)
     ]
@@ -535,7 +535,7 @@ def test_a_yaml_file(tmp_path: Path) -> None:
         unsafe_no_fsync=True,
         workers=given.config.workers,
     )
-    assert [w.fields for w in given.warnings] == [{"flags": ["--snapshot-count"]}]
+    assert not given.warnings
 
 
 def test_a_json_file(tmp_path: Path) -> None:

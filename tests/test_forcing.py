@@ -55,7 +55,7 @@ def of_three(*uncommitted: tuple[int, bytes]) -> SimDisk:
 
 
 def forced(disk: SimDisk) -> Member:
-    return Member(disk, flags=FORCE)
+    return Member(disk, **FORCE)
 
 
 def ids(member: Member) -> list[int]:
@@ -78,7 +78,7 @@ def test_what_is_committed_is_kept_and_the_rest_discarded() -> None:
     for flags in ({}, FORCE, FORCE, {}):
         member.node.wal.close()
         disk = disk.crash("nothing")
-        member = Member(disk, flags=flags)
+        member = Member(disk, **flags)
         assert member.revision == revision
         assert ids(member) == [member.node.wal.node_id]
         revision = member.put(b"next")

@@ -420,4 +420,5 @@ def test_overhead_of_a_key() -> None:
     view = filled(100_000, b"x" * 256)
     figures = view.figures()
     overhead = figures["arena_bytes"] - figures["key_bytes"] - figures["value_bytes"]
-    assert overhead / 100_000 < 100
+    # Eight of them are the address of a value outside.
+    assert overhead / 100_000 < 104

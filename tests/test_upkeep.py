@@ -49,7 +49,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 def compacting(log: Log, mode: str, retention: str) -> Member:
     flags = {"auto_compaction_mode": mode, "auto_compaction_retention": retention}
-    return Member(new_disk(), logger=log.logger, flags=flags)
+    return Member(new_disk(), logger=log.logger, **flags)
 
 
 def compactions(member: Member) -> list[Compaction]:
@@ -151,9 +151,9 @@ def test_what_a_client_compacted_before_is_a_success(log: Log) -> None:
 def test_a_restart_begins_to_sample_anew(log: Log) -> None:
     disk = new_disk()
     flags = {"auto_compaction_retention": "1"}
-    member = Member(disk, logger=log.logger, flags=flags)
+    member = Member(disk, logger=log.logger, **flags)
     pass_minutes(member, 59)
-    member = Member(disk.crash("all"), logger=log.logger, flags=flags, now=member.now)
+    member = Member(disk.crash("all"), logger=log.logger, **flags, now=member.now)
     pass_minutes(member, 59)
     assert log.lines("auto") == []
     pass_minutes(member, 1)
@@ -171,7 +171,7 @@ PAGE = 4096
 
 def small(log: Log | None = None, quota: int = QUOTA, disk: SimDisk | None = None) -> Member:
     logger = log.logger if log else None
-    return Member(disk or new_disk(), logger=logger, flags={"quota_backend_bytes": quota})
+    return Member(disk or new_disk(), logger=logger, quota_backend_bytes=quota)
 
 
 def used(member: Member) -> int:

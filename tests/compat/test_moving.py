@@ -26,6 +26,9 @@ from quorate.core._disk import OsDisk
 from quorate.core._mvcc import Store
 from quorate.core._restore import Restore
 from quorate.core.backend import open_backend
+from quorate.core.members import Cluster, Member
+from quorate.core.messages import ConfState
+from quorate.core.snapfile import read_snapshot, snapshot_names, write_snapshot
 
 pytestmark = pytest.mark.compat
 
@@ -224,6 +227,35 @@ def test_a_checkpoint_of_ours(sides: tuple[Server, Server]) -> None:
             before = contents(client)
         theirs.stop()
         write_again(theirs.data / "member" / "snap")
+
+
+def test_members_in_a_snapshot_file_of_ours(sides: tuple[Server, Server]) -> None:
+    """etcd up to 3.5 knows its members from there; what it writes next holds the same."""
+    _, theirs = sides
+    with Client(theirs.start().port) as client:
+        use(client, random.Random(seed()), 100)
+    theirs.stop()
+    disk, snap = OsDisk(), str(theirs.data / "member" / "snap")
+    *old, (index, term, name) = snapshot_names(disk, snap)
+    [member] = read_snapshot(disk, snap, name).members
+    learner = Member(0xABC, ("http://127.0.0.1:9",), is_learner=True, name="<other>")
+    version = f"{theirs.program.version[0]}.{theirs.program.version[1]}.0"
+    cluster = Cluster((learner, member), (0x11, 0x222), version)
+    for _, _, each in [*old, (index, term, name)]:
+        disk.remove(f"{snap}/{each}")
+    write_snapshot(disk, snap, index, term, cluster, ConfState((member.id,), (learner.id,)))
+    with Client(theirs.start().port) as client:
+        members = client.call("Cluster/MemberList")["members"]
+        assert [(each["ID"], each["name"]) for each in members] == [
+            (learner.id, "<other>"),
+            (member.id, "one"),
+        ]
+        for _ in range(120):
+            client.put(b"k")
+    theirs.stop()
+    _, _, newest = snapshot_names(disk, snap)[-1]
+    assert newest != name
+    assert read_snapshot(disk, snap, newest) == cluster
 
 
 def test_rescue(sides: tuple[Server, Server]) -> None:

@@ -1,0 +1,437 @@
+"""When the state is written into the backend file, and what follows: shorter logs, quick starts.
+
+Rules:
+1. A checkpoint is the state after one entry, between two turns. It is written in slices: the turns
+   go on, a thread writes what has gathered, at a pace that leaves the device to the log's syncs.
+2. As a rule it goes on with the file: new versions come behind what is there, the small buckets are
+   written anew, and the last thing is the other meta. A crash before leaves the file as it was. No
+   page is used twice, so who reads the file of one meta is never disturbed.
+3. A whole new file, renamed over the old one, is the first one, the next after a failure, and one
+   that would leave more garbage than data. Only here a compaction's work is done in the file; up to
+   then it names a scheduled one, which etcd, too, finishes when it starts.
+4. When the file is durable, values are read from its mapping, and follow: the snapshot file for
+   etcd up to 3.6, the log's record of it, and the removal of old segments and snapshot files. The
+   log is kept from the checkpoint before on, so that either meta of the file, and either of the two
+   newest snapshot files, finds what came after it.
+5. A failure ends the checkpoint, not the server: the log still has everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from ._bolt import Bolt
+from ._boltwriter import BoltWriter
+from ._checkpoint import Checkpoint
+from ._disk import Disk
+from ._mapping import Mapping
+from ._wal import Wal
+from ._walread import SEGMENT_NAME
+from .apply import State
+from .backend import Backend, map_backend
+from .buckets import Carried, carried_buckets, small_buckets
+from .config import Config
+from .errors import Fatal
+from .limits import (
+    CHECKPOINT_LOG_BYTES,
+    CHECKPOINT_PAUSE_SECONDS,
+    CHECKPOINT_RETRY_SECONDS,
+    GARBAGE_BYTES_MIN,
+    LEAF_BYTES,
+)
+from .logs import Logger
+from .members import Cluster
+from .messages import ConfState
+from .raft import Raft
+from .snapfile import snapshot_names, write_snapshot
+from .version import STORAGE_VERSIONS
+
+# A stop does not wait for a whole new file that is larger.
+STOP_BYTES_MAX = 256 * 1024 * 1024
+# To read so few entries of the log takes no time.
+STOP_ENTRIES_MIN = 100
+# Pairs encoded, or values moved into the mapping, in a turn: about 100 microseconds.
+PAIRS_STEP = 400
+# etcd removes what is named like this when it starts, and so do we.
+TEMPORARY = "db.tmp.checkpoint"
+NOTHING_SAVED = (1 << 63) - 1
+
+Result = TypeVar("Result")
+# What a step waits for; None: for the next turn.
+Steps = Generator["Future[object] | None", None, None]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The newest checkpoint: what the file is that the next one goes on with."""
+
+    index: int = 0
+    revision: int = 0
+    finished: int = 0
+    """The newest compaction whose work is done in the file; 0: none."""
+    size: int = 0
+    mapping: Mapping | None = None
+    """Where its values are read; None when they are not."""
+    leases: int = 0
+    """Changes of leases that it has."""
+    can_extend: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a checkpoint is of, all of one moment."""
+
+    index: int
+    term: int
+    conf_state: ConfState
+    cluster: Cluster
+    leases: int
+    buckets: dict[bytes, list[tuple[bytes, bytes]]]
+
+
+class Inline(Executor):
+    """Does everything at once, in the caller's thread."""
+
+    def submit(
+        self, work: Callable[..., Result], /, *args: object, **kwargs: object
+    ) -> Future[Result]:
+        """The work's result, or failure."""
+        future: Future[Result] = Future()
+        try:
+            future.set_result(work(*args, **kwargs))
+        except Exception as failure:
+            future.set_exception(failure)
+        return future
+
+
+class Checkpoints:
+    """Writes the checkpoints of one member, one at a time."""
+
+    def __init__(
+        self,
+        config: Config,
+        disk: Disk,
+        state: State,
+        raft: Raft,
+        wal: Wal,
+        backend: Backend | None,
+        logger: Logger,
+        clock: Callable[[], int],
+        threads: Executor,
+        doorbell: int,
+    ) -> None:
+        self.config = config
+        self.disk = disk
+        self.state = state
+        self.raft = raft
+        self.wal = wal
+        self.logger = logger
+        self.clock = clock
+        self.threads = threads
+        self.doorbell = doorbell
+        self.directory = os.path.join(config.data_dir, "member", "snap")
+        self.path = f"{self.directory}/db"
+        self.carried: Carried = {}
+        self.saved = Saved()
+        # Where the log may be cut: the checkpoint before, once a sync came after its record.
+        self._recorded = (0, 0)
+        self._log_bytes = 0  # written when the last one began
+        # Milliseconds of the clock: not before, whatever is due; and not for a few entries alone.
+        self._retry_at = 0
+        self._rest_until = 0
+        self._steps: Steps | None = None
+        self._future: Future[object] | None = None
+        self._lock = -1
+        if backend is not None:
+            self._hold_lock()
+            self.carried = carried_buckets(backend)
+            self._take_over(backend)
+        self.set_saved_revision()
+
+    def _take_over(self, backend: Backend) -> None:
+        """Go on with the file that the state was restored from."""
+        self.saved = Saved(
+            backend.index,
+            self.state.store.saved_revision,
+            backend.revision(b"finishedCompactRev"),
+            backend.size,
+            backend.mapping,
+            0,
+            backend.bolt.warning is None and backend.bolt.has_pages(b"key"),
+        )
+
+    def _hold_lock(self) -> None:
+        """Keep others from opening the file, as etcd does. Raises DiskError."""
+        handle = self.disk.open(self.path)
+        try:
+            self.disk.lock_as_bolt(handle, self.path)
+        except Fatal:
+            self.disk.close(handle)
+            raise
+        if self._lock >= 0:
+            self.disk.close(self._lock)
+        self._lock = handle
+
+    def set_saved_revision(self) -> None:
+        """What a compaction must not remove is what a file that is gone on with still lacks."""
+        store = self.state.store
+        store.saved_revision = self.saved.revision if self.saved.can_extend else NOTHING_SAVED
+
+    # --- turns
+
+    def step(self) -> bool:
+        """Do a slice of what is to be done; True when there is more to do at once."""
+        if self._steps is None:
+            if not self.is_due():
+                return False
+            self._steps = self._guarded()
+        if self._future is not None and not self._future.done():
+            return False
+        try:
+            self._future = next(self._steps)
+        except StopIteration:
+            # A compaction may have waited for this.
+            self._steps = self._future = None
+        return self._future is None
+
+    def is_due(self) -> bool:
+        """Whether to begin one."""
+        entries = self.state.applied - self.saved.index
+        now = self.clock()
+        if entries == 0 or now < self._retry_at:
+            return False
+        if self.state.store.waits_for_checkpoint:
+            return True
+        if self.wal.written_bytes - self._log_bytes >= CHECKPOINT_LOG_BYTES:
+            return True
+        return entries >= self.config.snapshot_count and now >= self._rest_until
+
+    def finish(self) -> None:
+        """End the one under way, and write a last one, at once: the server stops."""
+        if self.wants_whole() and self.state.store.size_in_use > STOP_BYTES_MAX:
+            self.close()
+            return
+        while self._steps is not None:
+            self._step_now()
+        if self.state.applied - self.saved.index > STOP_ENTRIES_MIN:
+            self._steps = self._guarded()
+            while self._steps is not None:
+                self._step_now()
+        self.close()
+
+    def _step_now(self) -> None:
+        if self._future is not None:
+            self._future.exception()
+        self.step()
+
+    def close(self) -> None:
+        """Give up the one under way, and the file's lock."""
+        if self._future is not None:
+            self._future.exception()
+        if self._steps is not None:
+            self._steps.close()
+        self._steps = self._future = None
+        if self._lock >= 0:
+            self.disk.close(self._lock)
+        self._lock = -1
+
+    def _guarded(self) -> Steps:
+        """One checkpoint; see rule 5."""
+        self._log_bytes = self.wal.written_bytes
+        self._rest_until = self.clock() + int(CHECKPOINT_PAUSE_SECONDS * 1000)
+        try:
+            yield from self._write()
+        except Fatal as failure:
+            self.logger.error("failed to write a checkpoint", error=str(failure))
+            # Nobody knows what the page cache has dropped of it: rule 3.
+            self.saved = Saved(index=self.saved.index)
+            self.set_saved_revision()
+            self._retry_at = self.clock() + int(CHECKPOINT_RETRY_SECONDS * 1000)
+
+    def _run(self, work: Callable[[], object]) -> Steps:
+        """Have a thread do it, and wait. Raises what it raises."""
+        future = self.threads.submit(work)
+        future.add_done_callback(self._ring)
+        while not future.done():
+            yield future
+        future.result()
+
+    def _ring(self, _: Future[object]) -> None:
+        if self.doorbell >= 0:
+            os.eventfd_write(self.doorbell, 1)
+
+    # --- one checkpoint
+
+    def _write(self) -> Steps:
+        whole = self.wants_whole()
+        finished = self.state.store.compact_revision if whole else self.saved.finished
+        taken = self._take(finished)
+        writer = self._open_writer(whole)
+        try:
+            pairs = Checkpoint(
+                self.state.store,
+                writer,
+                after=0 if whole else self.saved.revision,
+                leases=whole or taken.leases != self.saved.leases,
+            )
+            try:
+                yield from self._write_file(writer, pairs, taken)
+                mapping = self.saved.mapping
+                if whole:
+                    yield from self._run(self._publish)
+                    mapping = self._map()
+                self.saved = Saved(
+                    taken.index,
+                    pairs.revision,
+                    finished,
+                    writer.pages * writer.page_size,
+                    mapping,
+                    taken.leases,
+                    not whole or pairs.versions > 0,
+                )
+                if mapping is not None and shows(mapping, self.saved.size, whole):
+                    while pairs.map_step(mapping, PAIRS_STEP):
+                        yield None
+            finally:
+                pairs.close()
+        finally:
+            writer.close()
+        # Not before: what is to be moved into the mapping must not be removed by a compaction.
+        self.set_saved_revision()
+        dropped = self.state.store.values.drop_mappings()
+        yield from self._run(partial(unmap, dropped))
+        yield from self._follow(taken)
+        self.logger.info(
+            "saved a checkpoint",
+            index=taken.index,
+            revision=pairs.revision,
+            pairs=pairs.pairs,
+            bytes=self.saved.size,
+            whole=whole,
+        )
+
+    def _write_file(self, writer: BoltWriter, pairs: Checkpoint, taken: Taken) -> Steps:
+        """All of the file, durably."""
+        while pairs.step(PAIRS_STEP):
+            if writer.piece_waits:
+                yield from self._run(writer.write_piece)
+            else:
+                yield None
+        for name, bucket in taken.buckets.items():
+            writer.begin(name)
+            for key, value in bucket:
+                writer.put(key, value)
+            writer.end()
+        yield from self._run(writer.finish)
+
+    def wants_whole(self) -> bool:
+        """Whether the next checkpoint is a new file: rule 3."""
+        size = self.saved.size
+        if not self.saved.can_extend:
+            return True
+        garbage = size - self.state.store.size_in_use
+        return garbage > max(size // 2, GARBAGE_BYTES_MIN)
+
+    def _take(self, finished: int) -> Taken:
+        """Everything of this moment but keys and leases."""
+        state = self.state
+        index = state.applied
+        term = self.raft.log.term(index)
+        members = state.members
+        lessor = state.store.lessor
+        return Taken(
+            index,
+            term,
+            state.conf_state(),
+            Cluster(tuple(members.list()), tuple(members.removed()), members.cluster_version),
+            lessor.granted + lessor.revoked + lessor.checkpoints,
+            small_buckets(
+                state,
+                index,
+                term,
+                scheduled=state.store.compact_revision,
+                finished=finished,
+                storage_version=STORAGE_VERSIONS[self.config.storage_version],
+                carried=self.carried,
+            ),
+        )
+
+    def _open_writer(self, whole: bool) -> BoltWriter:
+        if whole:
+            path = f"{self.directory}/{TEMPORARY}"
+            if TEMPORARY in (self.disk.list(self.directory) or ()):
+                self.disk.remove(path)
+            return BoltWriter(self.disk, path, leaf_size=LEAF_BYTES, deferred=True)
+        handle = self.disk.open(self.path)
+        try:
+            bolt = Bolt(self.disk.map(handle, self.path), self.path)
+        finally:
+            self.disk.close(handle)
+        return BoltWriter.append_to(self.disk, bolt, leaf_size=LEAF_BYTES, deferred=True)
+
+    def _publish(self) -> None:
+        """The new file gets its name, durably."""
+        self.disk.rename(f"{self.directory}/{TEMPORARY}", self.path)
+        self.disk.sync_directory(self.directory)
+        self._hold_lock()
+
+    def _map(self) -> Mapping | None:
+        """Map the new file; None when readers still need too many old ones."""
+        handle = self.disk.open(self.path)
+        try:
+            mapping = map_backend(self.disk, handle, self.path)
+        finally:
+            self.disk.close(handle)
+        return mapping if self.state.store.values.add_mapping(mapping) else None
+
+    # --- what follows
+
+    def _follow(self, taken: Taken) -> Steps:
+        """The snapshot file, the log's record, and an end to what nobody needs any more."""
+        write = partial(
+            write_snapshot,
+            self.disk,
+            self.directory,
+            taken.index,
+            taken.term,
+            taken.cluster,
+            taken.conf_state,
+        )
+        yield from self._run(write)
+        wal = self.wal
+        if wal.commit < taken.index:
+            wal.append(None, (wal.term, wal.vote, taken.index))
+        wal.append_snapshot(taken.index, taken.term, taken.conf_state.encode())
+        before, syncs = self._recorded
+        self._recorded = (taken.index, wal.statistics().fsync_count)
+        if syncs < self._recorded[1]:
+            yield from self._run(partial(self._purge, before))
+
+    def _purge(self, index: int) -> None:
+        """Remove old segments, of entries up to `index` only, and old snapshot files."""
+        config = self.config
+        names = sorted(filter(SEGMENT_NAME.fullmatch, self.disk.list(config.wal_path) or ()))
+        needed = sum(int(name[17:33], 16) <= index for name in names) - 1
+        for name in names[: max(min(needed, len(names) - config.max_wals), 0)]:
+            if config.max_wals:
+                self.disk.remove(f"{config.wal_path}/{name}")
+        snapshots = snapshot_names(self.disk, self.directory)
+        if config.max_snapshots:
+            for _, _, name in snapshots[: -config.max_snapshots]:
+                self.disk.remove(f"{self.directory}/{name}")
+
+
+def shows(mapping: Mapping, size: int, whole: bool) -> bool:
+    """Whether the mapping has what was just written."""
+    return size <= mapping.reach and (whole or mapping.is_live)
+
+
+def unmap(mappings: Iterable[Mapping]) -> None:
+    """Give the memory of many pages back, which takes long."""
+    for mapping in mappings:
+        mapping.close()

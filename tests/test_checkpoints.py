@@ -1,0 +1,251 @@
+"""core/checkpoints: whatever dies or fails and wherever, file and log together are the state.
+
+The measure is the log itself: where none of it is removed, a member that has nothing but the log
+tells what the state is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+from typing import Any
+
+import pytest
+
+from quorate.core._bolt import Bolt
+from quorate.core._disk import DiskError
+from quorate.core._storeview import StoreView
+from quorate.core.limits import CHECKPOINT_RETRY_SECONDS
+from tests.depth import depth, seed
+from tests.node_driver import DATA, Member, new_disk
+from tests.sim.disk import SimDisk
+
+SNAP = f"{DATA}/member/snap"
+KEYS = [b"k%d" % number for number in range(8)]
+# A checkpoint after two entries, without a pause: time stands still here, so there is none.
+OFTEN: dict[str, Any] = {"snapshot_count": 2, "max_wals": 0}
+
+
+def told(member: Member) -> object:
+    """All that a store says of itself once its compactions are done."""
+    store = member.node.state.store
+    view = StoreView(store)
+    while store.finished_revision < store.compact_revision:
+        assert view.compact_step(1000) or store.finished_revision == store.compact_revision
+    revisions = range(max(store.compact_revision, 1), store.revision + 1)
+    return (
+        store.revision,
+        store.compact_revision,
+        view.history(),
+        [view.range(b"\0", b"\0", revision) for revision in revisions],
+        view.hash_kv(),
+        sorted(member.node.applier.lessor.metrics()[4]),
+    )
+
+
+def of_the_log(disk: SimDisk) -> object:
+    """What the log alone says; only if all of it is there."""
+    copy = disk.copy()
+    for name in copy.list(SNAP) or ():
+        copy.remove(f"{SNAP}/{name}")
+    member = Member(copy, snapshot_count=1 << 40)
+    answer = told(member)
+    member.check()
+    return answer
+
+
+class Session:
+    """A client that does all that a store can do, until the machine dies."""
+
+    def __init__(self, number: int) -> None:
+        self.chance = random.Random(number)
+        self.revision = 0
+        self.lease = 100
+
+    def run(self, disk: SimDisk, rounds: int = 12, **flags: Any) -> Member:
+        """Raises DiskError."""
+        member = Member(disk, **{**OFTEN, **flags})
+        assert member.revision >= self.revision
+        for _ in range(rounds):
+            self.act(member)
+            self.revision = member.revision
+            member.now += 2000
+        return member
+
+    def act(self, member: Member) -> None:
+        chance, store = self.chance, member.node.state.store
+        dice, key = chance.random(), chance.choice(KEYS)
+        if dice < 0.6:
+            member.put(key, chance.randbytes(chance.choice((0, 10, 100, 3000))))
+        elif dice < 0.75:
+            member.call("KV/DeleteRange", {"key": key})
+        elif dice < 0.8:
+            self.lease += 1
+            member.call("Lease/LeaseGrant", {"ID": self.lease, "TTL": 1000})
+            member.call("KV/Put", {"key": key, "value": bytes(80), "lease": self.lease})
+        elif store.revision > max(store.compact_revision, 0) + 1:
+            oldest = max(store.compact_revision, 0) + 1
+            revision = chance.randrange(oldest, store.revision + 1)
+            member.call("KV/Compact", {"revision": revision, "physical": dice < 0.9})
+
+
+def operations_of(number: int) -> int:
+    disk = new_disk()
+    Session(number).run(disk)
+    return disk.operations
+
+
+def survives(disk: SimDisk, session: Session, where: str) -> Member:
+    """A member starts, has what it was told, and goes on; it is what the log says."""
+    try:
+        member = session.run(disk, rounds=0)
+        member.settle()
+        expected = of_the_log(disk)
+        assert told(member) == expected
+        member.check()
+        for _ in range(3):
+            session.act(member)
+        session.revision = member.revision
+        assert told(member) == of_the_log(disk)
+    except Exception as error:
+        error.add_note(where)
+        raise
+    return member
+
+
+# --- what a checkpoint leaves ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(depth(20, 500)))
+def test_a_restart_finds_the_state(number: int) -> None:
+    disk, session = new_disk(), Session(seed() + number)
+    for _ in range(4):
+        member = session.run(disk, rounds=session.chance.randrange(25))
+        if session.chance.random() < 0.5:
+            member.node.close()
+            assert member.node.checkpoints.saved.index >= member.node.applier.applied - 100
+        disk = disk.crash(session.chance.choice(("nothing", "all")))
+        survives(disk, session, f"seed {seed() + number}")
+        disk = disk.crash("nothing")
+
+
+def test_values_are_read_from_the_file_and_memory_is_given_back() -> None:
+    disk = new_disk()
+    member = Member(disk, snapshot_count=10)
+    for number in range(10):
+        member.put(b"%d" % number, bytes([number]) * 1000)
+    member.settle()
+    values = member.node.state.store.values
+    assert values.blocks < 10 and len(values.mappings) == 1
+    assert member.everything()[b"3"][0] == bytes([3]) * 1000
+    member.check()
+
+
+def test_a_second_checkpoint_writes_only_what_is_new() -> None:
+    disk = new_disk()
+    member = Member(disk, snapshot_count=100)
+    for number in range(100):
+        member.put(b"%d" % number, bytes(1000))
+    member.settle()
+    first = member.node.checkpoints.saved
+    content = bytes(disk.file(f"{SNAP}/db").data)
+    member.now += 5000
+    for number in range(100):
+        member.put(b"more %d" % number, bytes(10))
+    member.settle()
+    second = member.node.checkpoints.saved
+    assert second.index > first.index and second.mapping is first.mapping
+    # All that the first had is where it was, but for the metas.
+    after = bytes(disk.file(f"{SNAP}/db").data)
+    assert after[8192 : first.size] == content[8192 : first.size]
+    assert second.size - first.size < 20_000
+    assert Bolt(after).transaction == Bolt(content).transaction + 1
+
+
+def test_a_file_of_garbage_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quorate.core.checkpoints.GARBAGE_BYTES_MIN", 0)
+    disk = new_disk()
+    member = Member(disk, snapshot_count=20, max_wals=0)
+    for number in range(400):
+        revision = member.put(b"key", bytes([number % 256]) * 2000)
+        member.now += 5000
+        if number % 20 == 19:
+            member.call("KV/Compact", {"revision": revision, "physical": True})
+    member.settle()
+    assert member.node.checkpoints.saved.size < 400_000
+    assert len(disk.file(f"{SNAP}/db").data) < 400_000
+    assert len(member.node.state.store.values.mappings) == 1
+    assert told(member) == of_the_log(disk)
+
+
+def test_old_segments_and_snapshot_files_go() -> None:
+    disk = new_disk()
+    member = Member(disk, snapshot_count=5, max_wals=2, max_snapshots=3)
+    for number in range(200):
+        member.put(b"%d" % (number % 7), bytes(1000))
+        member.now += 5000
+    member.settle()
+    names = disk.list(f"{DATA}/member/wal") or []
+    assert len([name for name in names if name.endswith(".wal")]) in (2, 3)
+    assert len([n for n in disk.list(SNAP) or () if n.endswith(".snap")]) in (3, 4)
+    before = member.everything()
+    assert Member(disk.crash("nothing")).everything() == before
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["nothing", "all", "prefix", "sectors"])
+def test_a_crash_at_every_operation_loses_nothing(how: str) -> None:
+    """Deep runs do it with more sessions."""
+    for number in range(seed(), seed() + depth(1, 8)):
+        total = operations_of(number)
+        for at in range(1, total + 1, depth(3, 1)):
+            disk, session = new_disk(at), Session(number)
+            disk.die_at = at
+            with contextlib.suppress(DiskError):
+                session.run(disk)
+            disk = disk.crash(how)
+            # A second crash, in the recovery or after it.
+            disk.die_at = 1 + at * 7 % total
+            with contextlib.suppress(DiskError):
+                session.run(disk, rounds=4)
+            how_then = "sectors" if how == "prefix" else how
+            survives(disk.crash(how_then), session, f"seed {number}, died at {at} of {total}")
+
+
+@pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC])
+def test_a_failing_operation_ends_the_checkpoint_or_the_server_but_loses_nothing(
+    failure: int,
+) -> None:
+    number = seed()
+    total = operations_of(number)
+    went_on = died = 0
+    for at in range(20, total + 1, depth(3, 1)):
+        disk, session = new_disk(at), Session(number)
+        disk.fail_at, disk.fail_errno = at, failure
+        try:
+            member = session.run(disk)
+        except DiskError as error:
+            assert error.errno == failure
+            died += 1
+            survives(disk.crash(), session, f"seed {number}, {at} failed")
+            continue
+        went_on += 1
+        member.now += int(CHECKPOINT_RETRY_SECONDS * 1000)
+        member.put(b"one more")
+        member.put(b"and one")
+        member.settle()
+        assert member.node.checkpoints.saved.can_extend, f"none after {at}"
+        assert told(member) == of_the_log(disk), f"seed {number}, {at} failed"
+        survives(disk.crash("nothing"), session, f"seed {number}, {at} failed")
+    assert went_on > 5 and died > 5, (went_on, died)
+
+
+def test_what_a_crash_left_is_removed() -> None:
+    disk = new_disk()
+    handle = disk.open(f"{SNAP}/db.tmp.checkpoint", create=True)
+    disk.write(handle, b"half", 0)
+    Member(disk)
+    assert "db.tmp.checkpoint" not in (disk.list(SNAP) or [])
