@@ -48,7 +48,7 @@ def log(tmp_path: Path) -> Iterator[Log]:
 
 
 def compacting(log: Log, mode: str, retention: str) -> Member:
-    flags = {"auto_compaction_mode": mode, "auto_compaction_retention": retention}
+    flags: dict[str, Any] = {"auto_compaction_mode": mode, "auto_compaction_retention": retention}
     return Member(new_disk(), logger=log.logger, **flags)
 
 
@@ -150,7 +150,7 @@ def test_what_a_client_compacted_before_is_a_success(log: Log) -> None:
 
 def test_a_restart_begins_to_sample_anew(log: Log) -> None:
     disk = new_disk()
-    flags = {"auto_compaction_retention": "1"}
+    flags: dict[str, Any] = {"auto_compaction_retention": "1"}
     member = Member(disk, logger=log.logger, **flags)
     pass_minutes(member, 59)
     member = Member(disk.crash("all"), logger=log.logger, **flags, now=member.now)
