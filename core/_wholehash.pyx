@@ -2,8 +2,8 @@
 
 Rules:
 1. Bucket by bucket in the order of their names: the name, then each key and its value, in order.
-   The small buckets are the caller's (`core/buckets.py:hashed_buckets`), without the marks that etcd
-   leaves out; leases and the history of the keys are the store's.
+   The small buckets are the caller's (`core/buckets.py:hashed_buckets`), without the marks that
+   etcd leaves out; leases and the history of the keys are the store's.
 2. It is of one moment. Small buckets and leases are taken when it begins; the history is walked in
    steps, and what comes meanwhile is newer. Compactions that came after it began wait.
 3. A compaction counts as done, whether or not its removal is.
