@@ -27,6 +27,9 @@ The road of a request
     _events             what was written, as events, for those who watch
     _catchup            what one watcher has missed
     node                the turn: drain, propose, store, apply, serve
+    forcing             --force-new-cluster: a member of several goes on alone
+    upkeep, compactor   what a member does by itself; when it compacts
+    scrub, _scrub       the background check of memory: its pace and the alarm; what it looks at
 
 Consensus and disk
     raft, raftlog, readindex    the pure machine
@@ -47,6 +50,7 @@ State
     _arena              the memory of both
     _values, _mapping   where larger values lie; a file in memory
     _lessor, _leases    leases, their keys, and when they run out; what is answered of them
+    _wholehash          the hash of the whole backend file
     _selection, _listing        what a Range selects, and how a long answer leaves in slices
     _storeview          the store for Python: tests and tools
     backend, _restore   etcd's backend file becomes the state

@@ -18,7 +18,8 @@ cdef class Applier:
     cdef readonly Store store
     cdef Header header              # of every reply; `raft_term` follows the leader
     cdef public bint no_space       # the NOSPACE alarm is on: what needs room is refused
-    cdef public bint corrupt        # the CORRUPT alarm is on: every KV call is refused
+    cdef public bint corrupt        # the CORRUPT alarm is on: what changes anything is refused
+    cdef readonly uint64_t promised     # bytes that runs under way may take in the backend
     cdef readonly uint64_t applied  # raft index of the last entry applied
     cdef readonly uint64_t restored     # of the last one that the store had from a backend file
     cdef list ports                 # slot -> Port, or None while there is no worker

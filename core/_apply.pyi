@@ -9,6 +9,7 @@ class Applier:
     store: Store
     no_space: bool
     corrupt: bool
+    promised: int
     applied: int
     restored: int
     lessor: Lessor

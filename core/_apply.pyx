@@ -110,6 +110,7 @@ cdef class Applier:
         cdef size_t size
         cdef Waiter *waiter = <Waiter *>run.waiters.data
         assert index == self.applied + 1, (index, self.applied)
+        self.promised -= min(run.cost, self.promised)
         while at < run.entries.size:
             entry = run.entries.data + at
             size = load_le32(entry)
@@ -206,7 +207,7 @@ cdef class Applier:
         self.out.size = 0
         if error:
             return error
-        return ERROR_CORRUPT if self.corrupt else self._txn(False)
+        return self._txn(False)
 
     cdef uint16_t _put(self, const Op *op) except? 0xffff:
         cdef uint16_t error

@@ -35,6 +35,11 @@ cdef class Batch:
     cdef uint32_t txn_ops_max
     cdef uint64_t entry_id          # of the request made an entry last
     cdef uint64_t lease_id          # chosen for a client last
+    # Callable: name -> pairs of a backend file's small buckets, as they are hashed.
+    cdef public object buckets
+    cdef public uint64_t quota_bytes    # what the backend may take; 0 = as much as it wants
+    cdef readonly uint64_t refused_cost     # of the request for which NOSPACE was raised last
+    cdef bint raised                # NOSPACE is raised by an entry of this turn's run
     cdef readonly uint32_t taken    # records of this turn
     cdef readonly uint32_t writes   # how many of them became entries
     cdef Run late                   # entries for the next turn's run
@@ -51,7 +56,8 @@ cdef class Batch:
             self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
     cdef int _propose(
             self, Port port, const Request *asked, uint8_t tag, const uint8_t *data,
-            size_t size) except -1
+            size_t size, uint64_t cost) except -1
+    cdef int _raise_no_space(self) except -1
     cdef int _watch(
             self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
     cdef Run _late_run(self)

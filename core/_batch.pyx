@@ -13,16 +13,19 @@ Rules:
 5. Leases run out at the end of a turn, after the keep-alives that were there: their revokes are
    entries of the next run, no more at a time than what a turn may take, and none before those of
    the time before are applied.
-6. A turn takes at most TURN_BYTES_MAX from the rings and at most TURN_RECORDS_MAX records of each.
+6. What needs room in the backend beyond the quota is refused. The first such request has an entry
+   before its own that raises NOSPACE, so that the log refuses it, and its client finds the alarm;
+   while the alarm is on, the next ones do not come to the log.
+7. A turn takes at most TURN_BYTES_MAX from the rings and at most TURN_RECORDS_MAX records of each.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from quorate.core._apply cimport Applier
 from quorate.core._bytes cimport buffer_append, buffer_free, buffer_reserve
 from quorate.core._catchup cimport catch_up
-from quorate.core._errors cimport ERROR_CORRUPT
+from quorate.core._errors cimport ERROR_NO_SPACE
 from quorate.core._eventring cimport EventRing
 from quorate.core._events cimport Events
 from quorate.core._leaserequest cimport LeaseRequest, decode_lease, is_lease_method
@@ -46,12 +49,13 @@ from quorate.core._reply cimport (
     TAG_RANGE_COUNT, TAG_RANGE_KVS, append_header, append_key_value, append_number,
 )
 from quorate.core._request cimport (
-    Op, check_request, has_revision_filters, decode_request, is_read_only, is_serializable, omitted,
-    op_at, request_free,
+    KvRequest, NO_INDEX, OP_PUT, OP_TXN, Op, check_request, has_revision_filters, decode_request,
+    is_read_only, is_serializable, omitted, op_at, request_free,
 )
 from quorate.core._run cimport ENTRY_NORMAL, NO_SLOT, Run, Waiter
 from quorate.core._selection cimport STEP_KEYS_MAX, Selection
 from quorate.core._version cimport Version
+from quorate.core._wholehash cimport WholeHash
 from quorate.core.limits import EVENT_RING_BYTES_MIN
 
 cdef enum:
@@ -62,6 +66,7 @@ cdef enum:
     TAG_COMPACTION = 58
     TAG_LEASE_GRANT = 66
     TAG_LEASE_REVOKE = 74
+    TAG_ALARM = 82
     TAG_LEASE_CHECKPOINT = 90
     # Tag, size, header tag, header size, ID tag, and the varints at their longest.
     ENTRY_OVERHEAD_MAX = 32
@@ -70,6 +75,11 @@ cdef enum:
     TURN_RECORDS_MAX = 4096
     # Leases in one checkpoint, as in etcd (maxLeaseCheckpointBatchSize).
     CHECKPOINTS_MAX = 1000
+    # etcd's estimates of what a put, beside key and value, and a lease take in the backend.
+    PUT_COST = 256
+    LEASE_COST = 64
+    # An AlarmRequest that raises an alarm.
+    ALARM_BYTES_MAX = 16
 
 
 cdef class Reads:
@@ -90,6 +100,7 @@ cdef class Batch:
         self.request_bytes_max = request_bytes_max
         self.txn_ops_max = txn_ops_max
         self.asked = []
+        self.buckets = dict
         if event_ring is None:
             event_ring = EventRing(EVENT_RING_BYTES_MIN)
         self.events = Events(applier.store, event_ring, ports)
@@ -112,6 +123,7 @@ cdef class Batch:
         self.reads = None
         self.asked = []
         self.taken = self.writes = 0
+        self.raised = False
         for port in self.ports:
             if port is not None and not port.corrupt and self._drain_port(port):
                 more = True
@@ -192,13 +204,13 @@ cdef class Batch:
             port.dropped += 1
             return 0
         if method == METHOD_PUT:
-            return self._propose(port, asked, TAG_PUT, data, size)
+            return self._propose(port, asked, TAG_PUT, data, size, cost_of(&self.request, 0))
         if method == METHOD_DELETE_RANGE:
-            return self._propose(port, asked, TAG_DELETE_RANGE, data, size)
+            return self._propose(port, asked, TAG_DELETE_RANGE, data, size, 0)
         if method == METHOD_COMPACT:
-            return self._propose(port, asked, TAG_COMPACTION, data, size)
+            return self._propose(port, asked, TAG_COMPACTION, data, size, 0)
         if method == METHOD_TXN and not is_read_only(&self.request):
-            return self._propose(port, asked, TAG_TXN, data, size)
+            return self._propose(port, asked, TAG_TXN, data, size, cost_of(&self.request, 0))
         if method == METHOD_TXN:
             serializable = is_serializable(&self.request)
         else:
@@ -231,17 +243,46 @@ cdef class Batch:
 
     cdef int _propose(
             self, Port port, const Request *asked, uint8_t tag, const uint8_t *data,
-            size_t size) except -1:
-        """Make the request an entry of this turn's run."""
+            size_t size, uint64_t cost) except -1:
+        """Make the request an entry of this turn's run; what it costs is room in the backend."""
         cdef Waiter waiter
+        cdef uint64_t used
+        if cost and self.applier.no_space:
+            return port.refuse(asked.request_id, ERROR_NO_SPACE)
         if self.run is None:
             self.run = Run()
+        if cost and self.quota_bytes:
+            used = self.applier.store.db_size_in_use() + self.applier.promised
+            if used + cost >= self.quota_bytes:
+                self.refused_cost = cost
+                self._raise_no_space()
+            else:
+                self.run.cost += cost
+                self.applier.promised += cost
         waiter.request_id = asked.request_id
         waiter.slot = port.slot
         waiter.generation = port.generation
         waiter.method = asked.method
         self.writes += 1
         return self._add_entry(self.run, tag, data, size, &waiter)
+
+    cdef int _raise_no_space(self) except -1:
+        """Have NOSPACE on before what comes next in this turn's run is applied."""
+        cdef uint8_t[ALARM_BYTES_MAX] alarm
+        cdef uint8_t *at = alarm
+        cdef Waiter waiter
+        if self.raised:
+            return 0
+        self.raised = True
+        # AlarmRequest {action ACTIVATE, memberID, alarm NOSPACE}
+        at[0] = 0x08
+        at[1] = 1
+        at[2] = 0x10
+        at = write_varint(at + 3, self.applier.header.member_id)
+        at[0] = 0x18
+        at[1] = 1
+        waiter.method = METHOD_NONE
+        return self._add_entry(self.run, TAG_ALARM, alarm, at + 2 - alarm, &waiter)
 
     cdef int _add_entry(
             self, Run run, uint8_t tag, const uint8_t *data, size_t size,
@@ -270,19 +311,23 @@ cdef class Batch:
             self.late = Run()
         return self.late
 
-    def propose(self, encode):
-        """Add Python's entry, `encode(entry id) -> bytes`, to this turn's run; answers its id."""
+    def propose(self, encode, bint late=False):
+        """Add Python's entry, `encode(entry id) -> bytes`, to this turn's run, or to that of the
+        next; answers its id.
+        """
         cdef Waiter waiter
         cdef bytes data
         cdef uint8_t *at
+        cdef Run run
         self.entry_id += 1
         data = encode(self.entry_id)
-        if self.run is None:
+        if self.run is None and not late:
             self.run = Run()
-        at = self.run.add(len(data), ENTRY_NORMAL)
+        run = self._late_run() if late else self.run
+        at = run.add(len(data), ENTRY_NORMAL)
         memcpy(at, <const uint8_t *>data, len(data))
         waiter.method = METHOD_NONE
-        self.run.add_waiter(&waiter)
+        run.add_waiter(&waiter)
         return self.entry_id
 
     def refuse_run(self, Run run, uint16_t error):
@@ -290,6 +335,7 @@ cdef class Batch:
         cdef const Waiter *waiter = <const Waiter *>run.waiters.data
         cdef const Waiter *end = <const Waiter *>(run.waiters.data + run.waiters.size)
         cdef Port port
+        self.applier.promised -= min(run.cost, self.applier.promised)
         while waiter < end:
             port = None
             if waiter.method != METHOD_NONE:
@@ -322,10 +368,10 @@ cdef class Batch:
             return 0
         if asked.method == METHOD_LEASE_GRANT:
             size = write_grant(entry, request.id or self._choose_lease(), request.ttl)
-            return self._propose(port, asked, TAG_LEASE_GRANT, entry, size)
+            return self._propose(port, asked, TAG_LEASE_GRANT, entry, size, LEASE_COST)
         if asked.method == METHOD_LEASE_REVOKE:
             size = write_revoke(entry, request.id)
-            return self._propose(port, asked, TAG_LEASE_REVOKE, entry, size)
+            return self._propose(port, asked, TAG_LEASE_REVOKE, entry, size, 0)
         return self._wait_to_read(port, asked, data, size)
 
     cdef int _read_lease(self, Port port, const Read *read, const uint8_t *data) except -1:
@@ -481,8 +527,6 @@ cdef class Batch:
         cdef uint16_t error
         if is_lease_method(read.method):
             return self._read_lease(port, read, data)
-        if self.applier.corrupt and read.method != METHOD_HASH and read.method != METHOD_HASH_KV:
-            return port.refuse(read.request_id, ERROR_CORRUPT)
         if read.method == METHOD_RANGE:
             return self._range(port, read)
         if read.method == METHOD_RANGE_STREAM:
@@ -545,14 +589,41 @@ cdef class Batch:
         return port.start(stream)
 
     cdef int _hash(self, Port port, const Read *read) except -1:
-        cdef Hashing hashing = Hashing()
+        cdef Hashing hashing
+        cdef WholeHash whole
         cdef int error
+        if read.method == METHOD_HASH:
+            whole = WholeHash()
+            whole.request_id = read.request_id
+            whole.store = self.applier.store
+            whole.header = self.applier.header
+            whole.begin(self.buckets())
+            return port.start(whole)
+        hashing = Hashing()
         hashing.request_id = read.request_id
         hashing.store = self.applier.store
         hashing.header = self.applier.header
-        hashing.is_hash_kv = read.method == METHOD_HASH_KV
-        error = hashing.store.hash_begin(
-            &hashing.state, op_at(&self.request, 0).revision if hashing.is_hash_kv else 0)
+        error = hashing.store.hash_begin(&hashing.state, op_at(&self.request, 0).revision)
         if error:
             return port.refuse(read.request_id, <uint16_t>error)
         return port.start(hashing)
+
+
+cdef uint64_t cost_of(KvRequest *request, int32_t at) noexcept nogil:
+    """What etcd expects the puts of a request to take in the backend: of a Txn's two lists the
+    larger one.
+    """
+    cdef const Op *op = op_at(request, at)
+    cdef uint64_t[2] sums
+    cdef int i
+    if op.kind == OP_PUT:
+        return PUT_COST + op.key.size + op.value.size
+    if op.kind != OP_TXN:
+        return 0
+    for i in range(2):
+        sums[i] = 0
+        at = op.failure.first if i else op.success.first
+        while at != NO_INDEX:
+            sums[i] += cost_of(request, at)
+            at = op_at(request, at).next
+    return max(sums[0], sums[1])

@@ -29,11 +29,10 @@ cdef class Stream(Listing):
 
 
 cdef class Hashing(LongReply):
-    # A HashKV, or Hash.
+    # A HashKV.
     cdef Store store
     cdef Header header
     cdef HashState state
-    cdef bint is_hash_kv
 
 
 cdef class CompactionWait(LongReply):

@@ -130,7 +130,7 @@ cdef class Stream(Listing):
 
 
 cdef class Hashing(LongReply):
-    """A hash of the key space up to a revision."""
+    """A HashKV."""
 
     cdef bint step(self, Port port) except -1:
         cdef Buffer out
@@ -141,9 +141,8 @@ cdef class Hashing(LongReply):
         try:
             append_header(&out, &self.header, self.store.revision)
             append_number(&out, 16, self.state.crc)
-            if self.is_hash_kv:
-                append_number(&out, 24, <uint64_t>self.state.compact_revision)
-                append_number(&out, 32, <uint64_t>self.state.revision)
+            append_number(&out, 24, <uint64_t>self.state.compact_revision)
+            append_number(&out, 32, <uint64_t>self.state.revision)
             port.reply(self.request_id, REPLY_WHOLE, 0, out.size, out.data, out.size)
         finally:
             buffer_free(&out)

@@ -55,9 +55,11 @@ from quorate.core._version cimport (
     record_bytes,
     ring_remove,
     version_hold,
+    version_is_sound,
     version_is_tombstone,
     version_key,
     version_lease,
+    version_seal,
     version_size,
     version_value,
 )
@@ -70,6 +72,8 @@ cdef extern from * nogil:
 cdef enum:
     # Pages of an empty bbolt file.
     FILE_PAGES_MIN = 4
+    # A lease in its bucket, at the most: etcd's estimate.
+    LEASE_BYTES = 64
     # While walking a leaf, this far ahead versions are fetched into the cache.
     PREFETCH_AHEAD = 6
     # Hashing so many bytes counts as much as one version.
@@ -247,6 +251,7 @@ cdef class Store:
         version.mod_revision = self.revision + 1
         version.sub = self.sub
         self.sub += 1
+        version_seal(version)
         version.previous = previous
         if previous != NULL:
             previous.newer = version
@@ -276,7 +281,10 @@ cdef class Store:
 
     cdef void map_value(self, Version *version, const uint8_t *place) noexcept nogil:
         """Have a value that is VERSION_OUTSIDE read from a mapped file."""
+        cdef bint sound = version_is_sound(version)
         self.values.move(version, place)
+        if sound:
+            version_seal(version)
 
     cdef void _release(self, Version *version) noexcept nogil:
         """Give back what a version takes."""
@@ -654,8 +662,9 @@ cdef class Store:
         return self.db_size_in_use()
 
     cdef uint64_t db_size_in_use(self) noexcept nogil:
-        """What a backend file with these versions takes: leaf pages filled to nine tenths."""
-        cdef uint64_t pages = self.bucket_bytes * 10 // (9 * FILE_PAGE)
+        """What a backend file with all this takes: leaf pages filled to nine tenths."""
+        cdef uint64_t bytes = self.bucket_bytes + self.lessor.count * LEASE_BYTES
+        cdef uint64_t pages = bytes * 10 // (9 * FILE_PAGE)
         return (FILE_PAGES_MIN + pages + pages // 100) * FILE_PAGE
 
     cdef uint64_t db_size(self) noexcept nogil:

@@ -22,7 +22,9 @@ from quorate.core._keytree cimport Item, Path
 from quorate.core._protobuf cimport (
     WIRE_BYTES, WIRE_VARINT, Reader, read_bytes, read_tag, read_varint, skip_field,
 )
-from quorate.core._version cimport Version, version_is_tombstone, version_key
+from quorate.core._version cimport (
+    Version, version_is_tombstone, version_key, version_unseal,
+)
 from quorate.core._versionrecord cimport record_size
 
 from quorate.core.errors import Fatal
@@ -178,6 +180,7 @@ cdef class Restore:
             version.create_revision = pair.create_revision
             version.version = pair.version
             self.store.bucket_bytes += record_size(version)
+            version_unseal(version)
         return 0
 
     cdef int _delete(self, const Pair *pair) except -1 nogil:

@@ -29,6 +29,7 @@ cdef class Run:
     cdef readonly uint64_t term         # of all its entries; 0 until `assign`
     cdef readonly uint32_t count        # entries
     cdef readonly bint has_conf_change  # such an entry stands alone in its run
+    cdef readonly uint64_t cost         # bytes that its entries may take in the backend
     cdef Buffer entries                 # packed entries
     cdef Buffer waiters                 # Waiter per entry, or empty: nobody waits
 

@@ -5,6 +5,7 @@ class Run:
     term: int
     count: int
     has_conf_change: bool
+    cost: int
     @staticmethod
     def of(entries: Iterable[tuple[int, bytes]]) -> Run: ...
     def assign(self, first_index: int, term: int) -> None: ...

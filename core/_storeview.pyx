@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from quorate.core._bytes cimport Buffer, buffer_free
 from quorate.core._errors cimport ERROR_NONE
 from quorate.core._history cimport HistoryCursor
+from quorate.core._keytree cimport Item, Path
 from quorate.core._mvcc cimport (
     STEP_BUDGET,
     Store,
@@ -23,6 +24,7 @@ from quorate.core._mvcc cimport (
     version_value,
     version_value_size,
 )
+from quorate.core._version cimport version_hold, version_unseal
 
 from quorate.core.errors import BY_ID
 
@@ -136,6 +138,46 @@ cdef class StoreView:
         while run.step():
             pass
         return run.close()
+
+    def damage(self, bytes key, str where, uint32_t bit=0, int64_t revision=0):
+        """Flip a bit of a version as a fault of the memory would; for tests.
+
+        `where` is `head`, `key`, `value`, `lease`, `previous`, `newer`, `live` or `item`, or, for
+        what is no damage, `unsealed`.
+        """
+        cdef Path path
+        cdef bint found = self.store.tree.locate(&path, data_of(key), len(key))
+        cdef Version *version = <Version *>path.leaf.keys.items[path.index] if found else NULL
+        cdef uint8_t *at
+        while version != NULL and revision and version.mod_revision != revision:
+            version = version.previous
+        assert version != NULL, (key, revision)
+        if where == "head":
+            at = <uint8_t *>version
+        elif where == "key":
+            at = <uint8_t *>version_key(version)
+        elif where == "value":
+            at = <uint8_t *>version_value(version)
+        elif where == "lease":
+            at = <uint8_t *>&version_hold(version).lease
+        elif where == "previous":
+            # An address of a version all the same, so that the process lives on.
+            version.previous = version
+            return
+        elif where == "newer":
+            version.newer = version
+            return
+        elif where == "unsealed":
+            version_unseal(version)
+            return
+        elif where == "live":
+            path.leaf.live ^= <uint64_t>1 << path.index
+            return
+        else:
+            assert where == "item", where
+            path.leaf.keys.items[path.index] = <Item *>version.previous
+            return
+        at[bit // 8] ^= <uint8_t>(1 << bit % 8)
 
     def figures(self):
         """Figures by name."""

@@ -3,12 +3,18 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uintptr_t
 
+from quorate.core._bytes cimport crc32c
+
 cdef enum:
     VERSION_LEASED = 1      # a Hold stands behind all else, at the next multiple of 8
     VERSION_OUTSIDE = 2     # the value's address stands in its place, at the next multiple of 8
     VERSION_MAPPED = 4      # and it lies in a mapped file, not in a block of the arena
     # Smaller values stay in the record for ever: an address and a block cost as much.
     VALUE_OUTSIDE_MIN = 64
+    # The bits of `flags` above these are a checksum of what is immutable; 0: there is none yet.
+    VERSION_SEAL_SHIFT = 8
+    # Sizes, revisions and version: the head of a Version, which never changes.
+    VERSION_HEAD_BYTES = 32
 
 
 cdef struct LeaseLink:
@@ -36,7 +42,7 @@ cdef struct Version:
     Version *previous       # the next older version of the key that is still stored, or NULL
     Version *newer          # the next newer one, or NULL: this is the newest
     uint32_t sub            # place within its revision
-    uint32_t flags          # VERSION_LEASED, _OUTSIDE, _MAPPED
+    uint32_t flags          # VERSION_LEASED, _OUTSIDE, _MAPPED, and the seal
 
 
 cdef inline const uint8_t *version_key(const Version *version) noexcept nogil:
@@ -95,6 +101,36 @@ cdef inline Hold *version_hold(const Version *version) noexcept nogil:
     """What ties a version that is VERSION_LEASED to its lease."""
     cdef size_t size = content_size(version.key_size, version.value_size, version.flags)
     return <Hold *>(<uint8_t *>version + grain(size))
+
+
+cdef inline uint32_t version_checksum(const Version *version) noexcept nogil:
+    """Of all that never changes but a value in a mapped file: 24 bits and never 0."""
+    cdef uint32_t[2] place = [version.sub, version.flags & (VERSION_LEASED | VERSION_OUTSIDE)]
+    cdef uint32_t crc = crc32c(0, <const uint8_t *>version, VERSION_HEAD_BYTES)
+    crc = crc32c(crc, <const uint8_t *>place, sizeof(place))
+    crc = crc32c(crc, version_key(version), version.key_size)
+    if not version.flags & VERSION_MAPPED:
+        crc = crc32c(crc, version_value(version), version.value_size)
+    if version.flags & VERSION_LEASED:
+        crc = crc32c(crc, <const uint8_t *>&version_hold(version).lease, sizeof(int64_t))
+    return crc >> VERSION_SEAL_SHIFT or 1
+
+
+cdef inline void version_seal(Version *version) noexcept nogil:
+    """From now on damage to the version can be seen."""
+    cdef uint32_t flags = version.flags & ((1 << VERSION_SEAL_SHIFT) - 1)
+    version.flags = flags | version_checksum(version) << VERSION_SEAL_SHIFT
+
+
+cdef inline void version_unseal(Version *version) noexcept nogil:
+    """The version is not as it was sealed, and is sealed again when it is looked at."""
+    version.flags &= (1 << VERSION_SEAL_SHIFT) - 1
+
+
+cdef inline bint version_is_sound(const Version *version) noexcept nogil:
+    """Whether the version is as it was sealed, if it was."""
+    cdef uint32_t seal = version.flags >> VERSION_SEAL_SHIFT
+    return seal == 0 or seal == version_checksum(version)
 
 
 cdef inline bint version_is_tombstone(const Version *version) noexcept nogil:

@@ -36,7 +36,7 @@ from quorate.core._bytes cimport (
     store_le32,
 )
 from quorate.core._disk import DiskError, checked
-from quorate.core._run cimport ENTRY_HEADER_SIZE, ENTRY_NORMAL
+from quorate.core._run cimport ENTRY_CONF_CHANGE, ENTRY_HEADER_SIZE, ENTRY_NORMAL
 from quorate.core._walframe cimport (
     FRAME_HEADER_SIZE,
     RECORD_CRC,
@@ -412,8 +412,10 @@ cdef class WalReader:
         parse_entry(record.data, &entry)
         self.close_run()
         for run in self.pending:
-            # Raft replaces an entry only by one of another term.
-            if run.first_index <= entry.index <= run.last_index and run.term == entry.term:
+            # Raft replaces an entry only by one of another term. Changes of members may come from
+            # etcd's --force-new-cluster, which writes them over what it discards.
+            if (run.first_index <= entry.index <= run.last_index and run.term == entry.term
+                    and entry.type != ENTRY_CONF_CHANGE):
                 raise self.corrupt(f"entry {entry.index} of term {entry.term} comes twice")
         self.truncate(max(entry.index - 1, self.start_index))
 

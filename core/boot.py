@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import TypedDict, Unpack
 
 from ._batch import Batch
@@ -26,9 +27,11 @@ from ._run import Run
 from ._wal import Wal, make_directories
 from .apply import State
 from .backend import Backend, find_start, open_backend, restore
+from .buckets import hashed_buckets
 from .checkpoints import Checkpoints, Inline
 from .config import Config
 from .errors import Fatal
+from .forcing import force_new_cluster
 from .limits import GRPC_OVERHEAD_BYTES
 from .logs import Logger
 from .members import bootstrap_runs, cluster_id, initial_members
@@ -38,6 +41,7 @@ from .raft import Config as RaftConfig
 from .raft import Raft
 from .raftlog import RaftLog
 from .snapshots import Snapshots
+from .upkeep import add_duties
 
 # A lease's id is, as in etcd, 16 bits of this member's id and a count, which begins anywhere.
 LEASE_COUNT_BITS = 48
@@ -109,14 +113,17 @@ def start_node(
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
     batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops, event_ring)
+    batch.quota_bytes = config.quota_bytes
     count = (chance or random.Random()).getrandbits(LEASE_COUNT_BITS)
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
     checkpoints = Checkpoints(
         config, disk, state, raft, wal, backend, logger, clock, threads or Inline(), doorbell
     )
     snapshots = Snapshots(checkpoints.demand, lambda: state.applied, clock, logger)
+    batch.buckets = partial(hashed_buckets, state, checkpoints.carried)
     node = Node(state, raft, wal, batch, ports, doorbell, logger, clock, checkpoints, snapshots)
     elect(node)
+    add_duties(node, config)
     # Workers may be asked for watches before the first turn.
     batch.events.publish()
     return node
@@ -189,8 +196,13 @@ def recover(
             f"{backend.path} holds what entries up to {backend.index} did, and the log "
             f"({config.wal_path}) ends at {wal.last_index}: one of them is not of this member"
         )
-    log = RaftLog(waiting, state.applied, applied_term or wal.start_term)
     # What is in a backend file was committed, even if the log did not come to say so.
+    if config.force_new_cluster:
+        held = backend.index if backend is not None else 0
+        force_new_cluster(wal, state, waiting, max(commit, held), logger)
+        term, vote, commit = wal.hard_state
+        applied_term = applied_term if waiting else wal.last_term
+    log = RaftLog(waiting, state.applied, applied_term or wal.start_term)
     hard_state = HardState(term, vote, max(commit, start.index))
     return wal, make_raft(config, wal, log, hard_state, state.conf_state())
 

@@ -39,6 +39,7 @@ _OWN_KEYS: Mapping[bytes, frozenset[bytes]] = {
     ),
     b"cluster": frozenset((b"clusterVersion",)),
 }
+_NOT_HASHED = (b"consistent_index", b"storageVersion", b"term")
 # What etcd writes when it makes the bucket.
 _AUTH_NEW = {b"authRevision": (1).to_bytes(8, "big")}
 
@@ -80,6 +81,14 @@ def small_buckets(
     for name in (b"authUsers", b"authRoles"):
         known.setdefault(name, {})
     return {name: sorted(pairs.items()) for name, pairs in sorted(known.items())}
+
+
+def hashed_buckets(state: State, carried: Carried) -> dict[bytes, list[Pair]]:
+    """The same as Maintenance.Hash takes it: etcd leaves out what raft alone moves on."""
+    compacted = state.store.compact_revision
+    found = small_buckets(state, 0, 0, scheduled=compacted, finished=compacted, carried=carried)
+    found[b"meta"] = [pair for pair in found[b"meta"] if pair[0] not in _NOT_HASHED]
+    return found
 
 
 def carried_buckets(backend: Backend) -> Carried:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from quorate.core.compactor import Retention, read_retention
 from quorate.core.configfile import read_file
 from quorate.core.errors import Fatal
 from quorate.core.flags import (
@@ -83,11 +84,14 @@ class Config:
     initial_cluster_state: str = "new"
     initial_cluster_token: str = "etcd-cluster"
     advertise_client_urls: tuple[str, ...] = ("http://localhost:2379",)
+    auto_compaction_retention: str = "0"  # as given; see auto_compaction
+    auto_compaction_mode: str = "periodic"
     log_outputs: tuple[str, ...] = ("default",)
     log_level: str = "info"
     log_format: str = "json"
     warning_unary_request_duration: float = 0.3
     watch_progress_notify_interval: float = 600.0
+    force_new_cluster: bool = False
     unsafe_no_fsync: bool = False
 
     @property
@@ -101,6 +105,11 @@ class Config:
         if self.quota_backend_bytes < 0:
             return 0
         return self.quota_backend_bytes or QUOTA_BYTES_DEFAULT
+
+    @property
+    def auto_compaction(self) -> Retention:
+        """What automatic compaction keeps."""
+        return read_retention(self.auto_compaction_mode, self.auto_compaction_retention or "0")
 
 
 class Loaded(NamedTuple):
@@ -306,10 +315,21 @@ def validate(config: Config, values: Mapping[str, Value]) -> None:
             f"--storage-version={config.storage_version}: a directory can be kept for "
             f"{', '.join(STORAGE_VERSIONS)}"
         )
-    if values.get("auto-compaction-mode", "periodic") not in ("", "periodic", "revision"):
-        mode = quoted(str(values["auto-compaction-mode"]))
-        raise Fatal(f"unknown auto-compaction-mode {mode}")
+    validate_compaction(config)
     validate_log(config)
+
+
+def validate_compaction(config: Config) -> None:
+    """The checks of the two flags of automatic compaction."""
+    mode = config.auto_compaction_mode
+    if not mode:
+        raise Fatal("undefined auto-compaction-mode")
+    if mode not in ("periodic", "revision"):
+        raise Fatal(f"unknown auto-compaction-mode {quoted(mode)}")
+    try:
+        _ = config.auto_compaction
+    except ValueError as error:
+        raise Fatal(str(error)) from None
 
 
 def validate_log(config: Config) -> None:

@@ -85,6 +85,18 @@ def read_duration(text: str) -> float:
     return sign * seconds
 
 
+def duration_text(milliseconds: int) -> str:
+    """The duration as Go shows it: `1h0m0s`, `1.5s`, `20ms`."""
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    if hours:
+        return f"{hours}h{minutes}m{shown}"
+    return f"{minutes}m{shown}" if minutes else shown
+
+
 def read_url(text: str) -> str:
     """One URL of scheme http, https, unix or unixs, checked as etcd's types.NewURLs checks it."""
     url = text.strip()
@@ -226,8 +238,8 @@ ROWS: dict[str, tuple[tuple[str, Reader, str, str, str], ...]] = {
         ("discovery-srv-name", TEXT, "", LATER, "suffix of the DNS name"),
         ("strict-reconfig-check", BOOL, "true", LATER, "refuse changes that lose quorum"),
         ("pre-vote", BOOL, "true", LATER, "ask before an election"),
-        ("auto-compaction-retention", TEXT, "0", LATER, "what automatic compaction keeps"),
-        ("auto-compaction-mode", TEXT, "periodic", LATER, "periodic or revision"),
+        ("auto-compaction-retention", TEXT, "0", USED, "what automatic compaction keeps"),
+        ("auto-compaction-mode", TEXT, "periodic", USED, "periodic or revision"),
         ("max-learners", INT, "1", LATER, "most learners in the cluster"),
         ("v2-deprecation", TEXT, "write-only", LATER, "phase of the v2 store's end"),
     ),
@@ -294,7 +306,7 @@ ROWS: dict[str, tuple[tuple[str, Reader, str, str, str], ...]] = {
         ("downgrade-check-time", SECONDS, "5s", LATER, "time between downgrade checks"),
     ),
     "Unsafe": (
-        ("force-new-cluster", BOOL, "false", REFUSED, "a new one-member cluster from old data"),
+        ("force-new-cluster", BOOL, "false", USED, "a new one-member cluster from old data"),
         ("unsafe-no-fsync", BOOL, "false", USED, "no fsync: acknowledged data may be lost"),
     ),
     "Removed from etcd": (

@@ -18,6 +18,16 @@ ELECTION_MILLISECONDS_MAX = 50_000
 # etcd's meaning of --quota-backend-bytes=0, and the size above which it warns.
 QUOTA_BYTES_DEFAULT = 2 * 1024**3
 QUOTA_BYTES_RECOMMENDED_MAX = 8 * 1024**3
+# NOSPACE is cleared when no more than this of the quota is used, so that it does not come back with
+# the next few writes.
+QUOTA_PERCENT_CLEAR = 90
+
+# --- the background check of memory ---------------------------------------------------------------
+# A pass over all versions: below the minute in which a fault is to be found.
+SCRUB_SECONDS = 55.0
+# Two percent of a core: looking at a version takes about a microsecond, most of it waiting for
+# memory.
+SCRUB_VERSIONS_PER_SECOND_MAX = 20_000
 
 # --- rings ----------------------------------------------------------------------------------------
 # A ring holds at least two of the largest requests; a power of two, being mapped twice in a row.

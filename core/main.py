@@ -125,7 +125,7 @@ async def turn(fleet: Fleet, node: Node, report: Report) -> None:
 
 
 async def tick(config: Config, node: Node) -> None:
-    """Let time go by, and wake the node when a lease runs out.
+    """Let time go by, and wake the node when a lease runs out or a duty is due.
 
     A lease lasts at least a second, so that one which is granted while this sleeps is seen in time.
     """
@@ -134,7 +134,7 @@ async def tick(config: Config, node: Node) -> None:
         leads = node.raft.leader == node.raft.id
         milliseconds = LONE_TICK_MILLISECONDS if leads else config.heartbeat_interval
         now = node.clock()
-        due = node.lease_due()
+        due = node.due()
         pause = max(ticked + milliseconds - now, 0)
         if due is not None:
             pause = min(pause, max(due - now, LEASE_TICK_MILLISECONDS))

@@ -230,6 +230,15 @@ class RequestHeader(Encoded):
 
 
 @dataclass(frozen=True, slots=True)
+class CompactionRequest(Encoded):
+    """Forget what was before a revision."""
+
+    FIELDS: ClassVar = (Field(1, "revision", Kind.NONZERO),)
+
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class AlarmRequest(Encoded):
     """Ask for, raise or clear alarms."""
 
@@ -316,6 +325,7 @@ class InternalRaftRequest(Encoded):
     FIELDS: ClassVar = (
         Field(1, "id", Kind.NONZERO),
         Field(2, "v2", Kind.OPTIONAL, RequestV2),
+        Field(7, "compaction", Kind.OPTIONAL, CompactionRequest),
         Field(10, "alarm", Kind.OPTIONAL, AlarmRequest),
         Field(100, "header", Kind.OPTIONAL, RequestHeader),
         Field(1300, "cluster_version_set", Kind.OPTIONAL, ClusterVersionSetRequest),
@@ -324,6 +334,7 @@ class InternalRaftRequest(Encoded):
 
     id: int = 0
     v2: RequestV2 | None = None
+    compaction: CompactionRequest | None = None
     alarm: AlarmRequest | None = None
     header: RequestHeader | None = None
     cluster_version_set: ClusterVersionSetRequest | None = None

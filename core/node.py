@@ -8,6 +8,7 @@ Synchronous; the world is its arguments. A turn, from the requests in the rings 
     apply      what raft says is committed is applied, and those who wait are answered  (_apply)
     serve      reads whose index is applied are answered                                (_batch)
     publish    what was written is told to those who watch                              (_events)
+    by itself  what a member does unasked, by entries of the next turn                  (upkeep)
     expire     leases that have run out are revoked by entries of the next turn         (_batch)
     tidy       a step of compaction, of a checkpoint and of each long reply; snapshots, and the
                replies go out                          (checkpoints, snapshots, _port)
@@ -28,7 +29,9 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from ._batch import Batch, Reads
 from ._port import Port
@@ -61,6 +64,16 @@ ReadDone = Callable[[EtcdError | None], None]
 Handle = Callable[[int, bytes, Callable[[bytes | Handed | EtcdError], None]], None]
 # Milliseconds of a clock that never goes back.
 Clock = Callable[[], int]
+
+
+class Duty(Protocol):
+    """What a member does by itself, in the turns' last part."""
+
+    def due(self) -> int | None:
+        """When the next turn is wanted, by the clock; None: with any turn."""
+
+    def step(self) -> bool:
+        """Do a little, no longer than a step of compaction; True when there is more to do now."""
 
 
 class Asked:
@@ -105,8 +118,9 @@ class Node:
         # What is appended and not synced, and what the sync under way makes durable.
         self._appended: list[Ready] = []
         self._syncing: list[Ready] = []
-        # Entries that Python proposed in this turn, by id.
-        self._proposed: list[int] = []
+        self.duties: tuple[Duty, ...] = ()
+        # Who hears of it if raft does not take the entries that Python proposed for this run.
+        self._proposed: list[Callable[[EtcdError], object]] = []
         # Leases begin to run out here when this is applied: what earlier leaders wrote of them must
         # be known before. 0 = they do already, or another member leads.
         self._lead_index = 0
@@ -131,6 +145,9 @@ class Node:
         only_writes = run is not None and batch.writes == batch.taken and not more
         self.work(alone=only_writes and self.wal.last_sync_seconds <= QUICK_SYNC_SECONDS)
         batch.events.publish()
+        for duty in self.duties:
+            if duty.step():
+                more = True
         if batch.expire(self._expire_budget(run)):
             more = True
         if self.applier.compact_step(COMPACT_STEP):
@@ -151,9 +168,11 @@ class Node:
         writes = run.count if run is not None else 0
         return max(EXPIRE_STEP, writes, int(self.wal.last_sync_seconds / EXPIRE_SECONDS_PER_KEY))
 
-    def lease_due(self) -> int | None:
-        """When the next lease is to be looked at, by the clock; None while there is none."""
-        return self.applier.lessor.due()
+    def due(self) -> int | None:
+        """When a lease or a duty wants a turn, by the clock; None while none does."""
+        wanted = [duty.due() for duty in self.duties]
+        wanted.append(self.applier.lessor.due())
+        return min((when for when in wanted if when is not None), default=None)
 
     def hold_leases(self, milliseconds: int) -> None:
         """Let no lease run out for so long."""
@@ -197,8 +216,8 @@ class Node:
             self.raft.propose(run)
         except EtcdError as error:
             self.batch.refuse_run(run, error.id)
-            for entry_id in self._proposed:
-                self.state.refuse_entry(entry_id, error)
+            for refused in self._proposed:
+                refused(error)
         self._proposed.clear()
 
     def _ask_index(self) -> None:
@@ -286,16 +305,23 @@ class Node:
         """Call `done` once all that is committed now is applied, or with why that is unknown."""
         self._read_callbacks.append(done)
 
-    def propose_alarm(self, request: AlarmRequest, done: AlarmsDone) -> None:
+    def propose_alarm(self, alarm: AlarmRequest, done: AlarmsDone) -> None:
         """Propose to raise or clear an alarm; within a turn, from `handle`."""
 
-        def encode(entry_id: int) -> bytes:
-            header = RequestHeader(id=entry_id)
-            return InternalRaftRequest(header=header, alarm=request).encode()
-
-        entry_id = self.batch.propose(encode)
-        self._proposed.append(entry_id)
+        request = InternalRaftRequest(alarm=alarm)
+        entry_id = self.batch.propose(partial(encode, request))
+        self._proposed.append(partial(self.state.refuse_entry, entry_id))
         self.state.await_entry(entry_id, done)
+
+    def propose(self, request: InternalRaftRequest, refused: Callable[[EtcdError], object]) -> None:
+        """Propose with the next turn's run what a duty asks for; `refused` if raft does not."""
+        self.batch.propose(partial(encode, request), late=True)
+        self._proposed.append(refused)
+
+
+def encode(request: InternalRaftRequest, entry_id: int) -> bytes:
+    """The data of an entry with this id."""
+    return replace(request, header=RequestHeader(id=entry_id)).encode()
 
 
 def answer(port: Port, request_id: int, reply: bytes | Handed | EtcdError) -> None:

@@ -53,10 +53,11 @@ class Member:
         now: int = 1000,
         event_ring: EventRing | None = None,
         chance: random.Random | None = None,
+        logger: Logger | None = None,
         **flags: Any,
     ) -> None:
         config = Config(data_dir=data_dir, workers=workers, **flags)
-        logger = Logger((), "info")
+        logger = logger or Logger((), "info")
         self.now = now  # milliseconds; the test moves it
         self.fleet = Fleet(config, logger, [], lambda inheritance, block: 0)
         self.bell: Doorbell = self.fleet.core_bell

@@ -274,6 +274,15 @@ def test_what_is_no_url(url: str, text: str) -> None:
             "(unexpected empty host (http://:1))",
         ),
         (["--auto-compaction-mode=foo"], 'unknown auto-compaction-mode "foo"'),
+        (["--auto-compaction-mode="], "undefined auto-compaction-mode"),
+        (
+            ["--auto-compaction-retention=1d"],
+            'error parsing CompactionRetention: time: invalid duration "1d"',
+        ),
+        (
+            ["--auto-compaction-retention=-1h"],
+            "--auto-compaction-retention=-1h is less than nothing",
+        ),
         (["--log-level=loud"], 'unrecognized level: "loud"'),
         (["--log-format=xml"], 'unknown log-format option "xml"'),
         (["--log-outputs=default,stderr"], 'multi logoutput for "default" is not supported yet'),
@@ -562,7 +571,6 @@ def test_a_file_replaces_flags_and_environment(tmp_path: Path) -> None:
         ("client-transport-security: {new-thing: 1}", "unknown security setting"),
         ("client-transport-security: x", "unknown security setting"),
         ("discovery-config: {token: t}", "--discovery-token=t is not supported yet"),
-        ("force-new-cluster: true", "--force-new-cluster=true is not supported yet"),
         ("cipher-suites: [a]", "--cipher-suites=a is not supported yet"),
         ("max-txn-ops: many", 'invalid value "many" for max-txn-ops: parse error'),
         ("- a", "expected names and values"),

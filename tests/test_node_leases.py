@@ -37,7 +37,7 @@ def test_a_lease_runs_out_by_the_nodes_clock() -> None:
     member = Member(new_disk())
     grant(member, 5, 10)
     member.call("KV/Put", {"key": b"k", "lease": 5})
-    assert member.node.lease_due() == member.now + 10_000
+    assert member.node.applier.lessor.due() == member.now + 10_000
     member.now += 9_999
     member.settle()
     assert listed(member) == [5]
@@ -45,7 +45,7 @@ def test_a_lease_runs_out_by_the_nodes_clock() -> None:
     member.settle()
     assert listed(member) == []
     assert member.everything() == {}
-    assert member.node.lease_due() is None
+    assert member.node.applier.lessor.due() is None
     member.check()
 
 
@@ -60,7 +60,7 @@ def test_a_slow_sync_takes_nothing_from_a_lease() -> None:
 
     member.node.clock = now
     grant(member, 5, 2)
-    assert member.node.lease_due() == now() + 2000
+    assert member.node.applier.lessor.due() == now() + 2000
 
 
 def test_a_restart_gives_what_was_left_from_the_moment_it_leads() -> None:

@@ -431,6 +431,15 @@ def test_what_no_raft_wrote_is_refused(records: list[tuple[int, bytes]], reason:
     assert "restore a snapshot" in str(refused.value)
 
 
+def test_etcds_force_new_cluster_writes_changes_over_entries_of_the_same_term() -> None:
+    disk = model_log(
+        entry(1), state(1, 1), entry(2), entry(3), entry(2, kind=1), entry(3, kind=1), state(1, 3)
+    )
+    wal, log = reopen(disk)
+    assert {index: kind for index, (kind, _, _) in log.items()} == {1: 0, 2: 1, 3: 1}
+    wal.close()
+
+
 def test_scalars_that_3_7_leaves_out_are_zeros() -> None:
     disk = model_log((2, b"\x10\x01\x18\x01"), (3, b"\x08\x01\x18\x01"))
     wal, log = reopen(disk)

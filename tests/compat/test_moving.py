@@ -241,13 +241,15 @@ def test_an_alarm_moves_too(sides: tuple[Server, Server]) -> None:
     ours, theirs = sides
     with Client(theirs.start().port) as client:
         member = client.call("Cluster/MemberList")["members"][0]["ID"]
-        raised = {"action": 1, "memberID": member, "alarm": NOSPACE}
+        own = {"action": 1, "memberID": member, "alarm": NOSPACE}
+        raised = {**own, "memberID": 77}
+        client.call("Maintenance/Alarm", own)
         client.call("Maintenance/Alarm", raised)
     theirs.stop()
-    # With an alarm a server is not healthy.
+    # With an alarm a server is not healthy. Its own one is cleared, for there is room.
     with Client(ours.launch().port) as client:
         client.wait_connected()
-        assert contents(client)["alarms"] == [{"memberID": member, "alarm": NOSPACE}]
+        assert contents(client)["alarms"] == [{"memberID": 77, "alarm": NOSPACE}]
         with pytest.raises(Refused, match="database space exceeded"):
             client.put(b"k")
         client.call("Maintenance/Alarm", {**raised, "action": 2})

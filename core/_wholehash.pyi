@@ -1,0 +1,1 @@
+"""No Python surface: started by the batch, carried on by the port."""

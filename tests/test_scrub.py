@@ -1,0 +1,260 @@
+"""core/_scrub and core/scrub: damage of the memory is found and stops the writes."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quorate.core._scrub import Scrub
+from quorate.core._storeview import StoreView
+from quorate.core.errors import CorruptError, TooManyRequestsError
+from quorate.core.limits import SCRUB_SECONDS, SCRUB_VERSIONS_PER_SECOND_MAX
+from quorate.core.raft import Raft
+from quorate.core.scrub import OWED_VERSIONS_MAX, SCRUB_STEP, Scrubbing
+from tests.depth import depth, seed
+from tests.messages import Message
+from tests.node_driver import Member, new_disk
+from tests.test_upkeep import Log, alarms, change_alarm
+
+
+def written(versions: int = 3) -> StoreView:
+    """A store with keys of some versions, a leased one and a deleted one."""
+    view = StoreView()
+    for number in range(versions):
+        for key in (b"a", b"key", b"leased", b"z" * 700):
+            view.begin()
+            view.put(key, b"value %d" % number, 7 if key == b"leased" else 0)
+            view.end()
+    view.begin()
+    view.put(b"gone", b"")
+    view.end()
+    view.begin()
+    view.delete_range(b"gone")
+    view.end()
+    return view
+
+
+def whole_pass(scrub: Scrub, budget: int = 3) -> str:
+    """Step to the end of a pass, or to the first fault."""
+    passes = scrub.passes
+    while scrub.passes == passes:
+        if fault := scrub.step(budget):
+            return fault
+    return ""
+
+
+# --- what is found --------------------------------------------------------------------------------
+
+
+def test_nothing_is_wrong_with_what_was_written() -> None:
+    scrub = Scrub(written().store)
+    assert [whole_pass(scrub, budget) for budget in (1, 2, 3, 1000)] == [""] * 4
+    assert scrub.passes == 4
+    assert whole_pass(Scrub(StoreView().store)) == ""
+
+
+@pytest.mark.parametrize(
+    ("where", "bits"), [("head", 256), ("key", 24), ("value", 56), ("lease", 64)]
+)
+def test_every_bit_that_flips_is_found(where: str, bits: int) -> None:
+    """Sizes excepted: beyond their lowest bits they lead out of what a test may read."""
+    key = b"leased" if where == "lease" else b"key"
+    for bit in range(bits):
+        if where == "head" and bit < 64 and bit % 32 > 5:
+            continue
+        for revision in (3 if key == b"key" else 4, 0):
+            view = written()
+            scrub = Scrub(view.store)
+            assert whole_pass(scrub) == ""
+            view.damage(key, where, bit, revision)
+            assert whole_pass(scrub), (where, bit, revision)
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        ("previous", "version 7.0: the versions of its key do not hang together"),
+        ("newer", "version 11.0: the versions of its key do not hang together"),
+        ("live", "version 11.0: the tree does not lead to it"),
+        ("item", "version 11.0: the tree does not lead to it"),
+    ],
+)
+def test_links_that_lead_astray_are_found(where: str, fault: str) -> None:
+    view = written()
+    view.damage(b"key", where)
+    assert whole_pass(Scrub(view.store)) == fault
+
+
+def test_writes_and_compactions_go_on_during_a_pass() -> None:
+    chance = random.Random(seed())
+    view = written()
+    scrub = Scrub(view.store)
+    for _ in range(depth(3000, 100_000)):
+        dice = chance.random()
+        key = b"k%d" % chance.randrange(50)
+        if dice < 0.6:
+            view.begin()
+            view.put(key, chance.randbytes(chance.choice((0, 5, 100, 9000))))
+            view.end()
+        elif dice < 0.75:
+            view.begin()
+            view.delete_range(key, key + b"5")
+            view.end()
+        elif dice < 0.8 and view.store.compact_revision < view.store.revision:
+            view.compact(
+                chance.randint(max(view.store.compact_revision, 0) + 1, view.store.revision)
+            )
+        elif dice < 0.9:
+            view.compact_step(chance.randrange(20))
+        assert scrub.step(chance.randrange(30)) == "", f"seed {seed()}"
+    assert scrub.passes > 3
+    view.store.check()
+
+
+def test_what_was_restored_is_sealed_by_the_first_pass(tmp_path: Path) -> None:
+    """Reading a file touches no value; the first pass does."""
+    view = written()
+    before = Scrub(view.store)
+    view.damage(b"key", "unsealed")
+    assert whole_pass(before) == ""
+    view.damage(b"key", "value", 9)
+    assert "checksum" in whole_pass(before)
+
+
+# --- the duty -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    log = Log(tmp_path / "log")
+    yield log
+    os.close(log.descriptor)
+
+
+def pass_seconds(member: Member, seconds: float) -> None:
+    end = member.now + round(seconds * 1000)
+    while member.now < end:
+        due = member.node.due()
+        assert due is not None
+        member.now = min(max(due, member.now + 100), end)
+        member.settle()
+
+
+def filled(member: Member, keys: int) -> None:
+    for number in range(keys):
+        member.put(b"%05d" % number)
+
+
+def test_a_fault_raises_the_alarm_within_a_minute_and_stops_writes(log: Log) -> None:
+    member = Member(new_disk(), logger=log.logger)
+    filled(member, 500)
+    view = StoreView(member.node.state.store)
+    view.damage(b"00321", "value", 3)
+    pass_seconds(member, 60)
+    own = member.node.wal.node_id
+    assert alarms(member) == [{"memberID": own, "alarm": 2}]
+    [line] = log.lines("corruption")
+    assert line["level"] == "error"
+    assert line["what"] == "version 323.0: its checksum is wrong"
+    calls: dict[str, Message] = {
+        "KV/Put": {"key": b"k"},
+        "KV/DeleteRange": {"key": b"k"},
+        "KV/Txn": {"success": [{"request_put": {"key": b"k"}}]},
+        "KV/Compact": {"revision": 5},
+        "Lease/LeaseGrant": {"ID": 1, "TTL": 60},
+    }
+    for name, asked in calls.items():
+        assert member.refused(name, asked) is CorruptError, name
+    assert member.refused("KV/Range", {"key": b"00001"}) is None
+    # Disarmed, the fault is found again.
+    change_alarm(member, 2, own, 2)
+    member.put(b"k")
+    pass_seconds(member, 60)
+    assert alarms(member) == [{"memberID": own, "alarm": 2}]
+    assert len(log.lines("corruption")) == 2
+
+
+def test_a_restart_heals_what_only_the_memory_had() -> None:
+    disk = new_disk()
+    member = Member(disk)
+    filled(member, 300)
+    StoreView(member.node.state.store).damage(b"00100", "value", 3)
+    pass_seconds(member, 60)
+    assert alarms(member)
+    member = Member(disk.crash("all"))
+    change_alarm(member, 2, member.node.wal.node_id, 2)
+    pass_seconds(member, 130)
+    assert alarms(member) == []
+    assert member.everything()[b"00100"][0] == b"v"
+
+
+def test_an_alarm_that_raft_refused_is_raised_later(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = Member(new_disk(), logger=log.logger)
+    filled(member, 300)
+    StoreView(member.node.state.store).damage(b"00100", "value", 3)
+
+    def refuse(raft: Raft, run: object) -> None:
+        raise TooManyRequestsError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Raft, "propose", refuse)
+        pass_seconds(member, 60)
+    assert 0 < len(log.lines("was not taken")) < 62
+    assert alarms(member) == []
+    pass_seconds(member, 2)
+    assert alarms(member)
+
+
+class Counter:
+    """A looker that counts."""
+
+    passes = 0
+
+    def __init__(self) -> None:
+        self.looked: list[int] = []
+
+    def step(self, budget: int) -> str:
+        self.looked.append(budget)
+        return ""
+
+
+@pytest.mark.parametrize("turn_milliseconds", [0.1, 1, 100, 1000])
+def test_a_pass_takes_its_time_however_often_the_node_turns(turn_milliseconds: float) -> None:
+    member = Member(new_disk())
+    filled(member, 2000)
+    counter = Counter()
+    member.now = 1_000_000
+    scrubbing = Scrubbing(member.node, counter)
+    for turn in range(round(10_000 / turn_milliseconds)):
+        member.now = 1_000_000 + int(turn * turn_milliseconds)
+        while scrubbing.step():
+            pass
+    looked = sum(counter.looked)
+    assert looked == pytest.approx(2000 * 10 / SCRUB_SECONDS, rel=0.3, abs=OWED_VERSIONS_MAX * 0.1)
+    assert max(counter.looked) <= SCRUB_STEP
+
+
+def test_however_much_there_is_no_more_is_looked_at_than_two_percent_allow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    member = Member(new_disk())
+    counter = Counter()
+    scrubbing = Scrubbing(member.node, counter, seconds=1e-9)
+    for _ in range(100):
+        member.now += 100
+        while scrubbing.step():
+            pass
+    assert sum(counter.looked) <= SCRUB_VERSIONS_PER_SECOND_MAX * 10
+    assert sum(counter.looked) > SCRUB_VERSIONS_PER_SECOND_MAX * 9
+    # A process that stood still does not make up for all of it.
+    counter.looked.clear()
+    member.now += 3_600_000
+    while scrubbing.step():
+        pass
+    assert sum(counter.looked) <= OWED_VERSIONS_MAX
