@@ -8,7 +8,6 @@ Rules:
 3. A forked child has no such mapping (MADV_DONTFORK).
 """
 
-cimport cython
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 from posix.unistd cimport getpid
 
@@ -22,9 +21,6 @@ cdef extern from "<sys/mman.h>" nogil:
     int MAP_NORESERVE
 
 
-# `__dealloc__` asks for `content`: the collector of cycles must not have taken it away before, or
-# the memory of a Python object would be unmapped.
-@cython.no_gc_clear
 cdef class Mapping:
     """All of a file that was open when this was made; the descriptor may be closed then."""
 

@@ -211,9 +211,10 @@ def test_a_crash_at_every_operation_loses_nothing(how: str) -> None:
     Not with a write that is cut at any byte, which no disk does: values here are random, and a
     record that lacks but a last byte of one bit looks like one with a flipped bit.
     """
-    for number in range(seed(), seed() + depth(1, 8)):
+    first = seed()
+    for number in range(first, first + depth(1, 8)):
         total = operations_of(number)
-        for at in range(1, total + 1, depth(3, 1)):
+        for at in range(1, total + 1, 6 // depth(1, 6)):
             disk, session = new_disk(at), Session(number)
             disk.die_at = at
             with contextlib.suppress(DiskError):
@@ -233,7 +234,7 @@ def test_a_failing_operation_ends_the_checkpoint_or_the_server_but_loses_nothing
     number = seed()
     total = operations_of(number)
     went_on = died = 0
-    for at in range(20, total + 1, depth(3, 1)):
+    for at in range(20, total + 1, 6 // depth(1, 6)):
         disk, session = new_disk(at), Session(number)
         disk.fail_at, disk.fail_errno = at, failure
         member = None
@@ -251,7 +252,7 @@ def test_a_failing_operation_ends_the_checkpoint_or_the_server_but_loses_nothing
         assert member.node.checkpoints.saved.can_extend, f"none after {at}"
         assert told(member) == of_the_log(disk), f"seed {number}, {at} failed"
         survives(disk.crash("nothing"), session, f"seed {number}, {at} failed")
-    assert min(went_on, died) > 5, (went_on, died)
+    assert min(went_on, died) > 2, (went_on, died)
 
 
 def test_what_a_crash_left_is_removed() -> None:

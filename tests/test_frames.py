@@ -38,7 +38,7 @@ ROUNDS = 20
 REQUESTS = 500  # of a round: 10,000 in all
 # A round takes some turns of pump and node, and each turn is a few dozen frames, whatever it
 # carries. 10,000 requests cost fewer Python frames than this:
-FRAMES_MAX = 2_000
+FRAMES_MAX = 3_500
 # Blocks of Python memory that 10,000 requests leave behind (raft keeps the last runs, one object
 # each), and the most that a round holds at once: a turn that leaves its sync to the log's thread
 # holds some 9 KB, one object for each request would be more than 14.

@@ -12,6 +12,7 @@ import struct
 
 from quorate.core._bolt import Bolt
 from quorate.core._boltwriter import BoltWriter
+from quorate.core._mapping import Mapping
 from quorate.core._mvcc import Store
 from quorate.core._storeview import StoreView
 from quorate.core.apply import State
@@ -125,10 +126,19 @@ def file_of(pairs: Pairs) -> bytes:
     return bytes(disk.file(PATH).data)
 
 
+def backend_of(pairs: Pairs) -> Backend:
+    """The file with these pairs, mapped as a disk without mappings does it."""
+    disk = SimDisk(random.Random(0))
+    handle = disk.open(PATH, create=True)
+    disk.write(handle, file_of(pairs), 0)
+    mapping = Mapping(disk, handle, PATH)
+    return Backend(PATH, Bolt.mapped(mapping, mapping.reach), mapping)
+
+
 def run(data: bytes) -> bool:
     """Restore a store: its invariants hold and it can be used, or the file is refused."""
     pairs = split(data)
-    backend = Backend(PATH, Bolt(file_of(pairs), PATH))
+    backend = backend_of(pairs)
     state = State([], Logger(()))
     try:
         refuse_unserved(backend)
