@@ -211,7 +211,8 @@ def test_a_crash_at_every_operation_loses_nothing(how: str) -> None:
     Not with a write that is cut at any byte, which no disk does: values here are random, and a
     record that lacks but a last byte of one bit looks like one with a flipped bit.
     """
-    for number in range(seed(), seed() + depth(1, 8)):
+    start = seed()
+    for number in range(start, start + depth(1, 8)):
         total = operations_of(number)
         for at in range(1, total + 1, depth(3, 1)):
             disk, session = new_disk(at), Session(number)
