@@ -41,6 +41,21 @@ def new_disk(seed: int = 1) -> SimDisk:
     return disk
 
 
+class Heard(Logger):
+    """A log whose lines a test reads."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.lines: list[tuple[str, str, dict[str, object]]] = []
+
+    def _write(self, level: str, message: str, fields: dict[str, object]) -> None:
+        self.lines.append((level, message, fields))
+
+    def of(self, level: str) -> list[str]:
+        """What was said at a level."""
+        return [message for one, message, _ in self.lines if one == level]
+
+
 class Member:
     """A running member and its workers."""
 
@@ -53,10 +68,11 @@ class Member:
         now: int = 1000,
         event_ring: EventRing | None = None,
         chance: random.Random | None = None,
+        logger: Logger | None = None,
         **flags: Any,
     ) -> None:
         config = Config(data_dir=data_dir, workers=workers, **flags)
-        logger = Logger((), "info")
+        logger = logger or Logger((), "info")
         self.now = now  # milliseconds; the test moves it
         self.fleet = Fleet(config, logger, [], lambda inheritance, block: 0)
         self.bell: Doorbell = self.fleet.core_bell

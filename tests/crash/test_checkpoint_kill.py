@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.crash.load import UNCERTAIN
 from tests.depth import depth, seed
 from tests.messages import Message
 from tests.server import Program, Server
-from tests.wire import Client, Refused
+from tests.wire import UNCERTAIN, Client, Refused
 
 pytestmark = pytest.mark.crash
 
@@ -198,7 +197,7 @@ def reference(program: Program, data: Path, directory: Path) -> object:
     with Server(program, directory) as server:
         shutil.copytree(data, server.data)
         snap = server.data / "member" / "snap"
-        for path in (*snap.glob("*.snap"), *snap.glob("db*")):
+        for path in {*snap.glob("*.snap"), *snap.glob("db*")}:
             path.unlink()
         server.start()
         with Client(server.port) as client:
