@@ -188,7 +188,7 @@ def test_17780_the_revision_does_not_go_back_with_a_compaction(
         member = Member(disk, snapshot_count=SELDOM, max_wals=0)
         member.put(b"stays")
         for _ in range(8):
-            member.put(b"key", bytes(3000))
+            member.put(b"key", bytes(10_000))
         checkpoint(member)
         member.call("KV/DeleteRange", {"key": b"key"})
         return member
@@ -233,7 +233,7 @@ def test_18089_a_compaction_at_a_deletion_leaves_it_to_watchers(
 
     def prepare(disk: SimDisk) -> Member:
         member = Member(disk, snapshot_count=SELDOM, max_wals=0)
-        member.put(b"k", bytes(3000))
+        member.put(b"k", bytes(100_000))
         checkpoint(member)
         member.call("KV/DeleteRange", {"key": b"k"})
         member.put(b"other")
