@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def whole_files(monkeypatch: pytest.MonkeyPatch) -> None:
 class Remembering(Member):
     """A member that remembers what it was after each index."""
 
-    def __init__(self, disk: SimDisk, **flags: int) -> None:
+    def __init__(self, disk: SimDisk, **flags: Any) -> None:
         self.states: dict[int, tuple[int, Content]] = {}
         super().__init__(disk, **flags)
 
