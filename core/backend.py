@@ -15,25 +15,26 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ._bolt import Bolt
-from ._disk import Disk
+from ._disk import Disk, DiskError
 from ._mapping import Mapping
 from ._restore import BackendError, Restore
 from ._walread import SEGMENT_NAME
 from .apply import State
 from .errors import Fatal, MalformedError
 from .limits import BACKEND_REACH_MIN
-from .logs import Logger
+from .logs import Logger, Progress
 from .members import Cluster, member_from_json
 from .messages import AlarmMember
 from .snapfile import read_snapshot, snapshot_names
 
-# Pairs restored between two lines of the log, at the level `debug`.
-STEP = 1_000_000
+# Pairs restored between two looks at the clock: some milliseconds.
+STEP = 10_000
 STORAGE_VERSION_MAX = (3, 7)
 _STORAGE_VERSION = re.compile(rb"(\d{1,9})\.(\d{1,9})\.\d{1,9}")
 _MEMBER_KEY = re.compile(rb"[0-9a-f]{1,16}")
@@ -117,6 +118,22 @@ def open_backend(disk: Disk, directory: str) -> Backend | None:
     return backend
 
 
+def lock_backend(disk: Disk, directory: str) -> int:
+    """Keep others from opening the file, as etcd does: a handle to be kept, or -1. Raises Fatal."""
+    path = f"{directory}/db"
+    if "db" not in (disk.list(directory) or ()):
+        return -1
+    handle = disk.open(path)
+    try:
+        disk.lock_as_bolt(handle, path)
+    except DiskError as failure:
+        disk.close(handle)
+        if failure.errno == errno.EAGAIN:
+            raise Fatal(f"{path}: another process uses this file (it is locked)") from None
+        raise
+    return handle
+
+
 def map_backend(disk: Disk, handle: int, path: str) -> Mapping:
     """The file in memory, with room for what will be appended. Raises DiskError."""
     reach = max(BACKEND_REACH_MIN, 2 * disk.size(handle, path))
@@ -167,9 +184,15 @@ def restore(backend: Backend, start: Start, state: State, logger: Logger) -> Non
     """Make the empty `state` what file and start say. Raises Fatal."""
     logger.info("reading the backend file", path=backend.path, consistent_index=backend.index)
     state.store.values.add_mapping(backend.mapping)
+    if backend.bolt.warning:
+        logger.warn(
+            "one meta page of the backend file is damaged; the log covers what the other lacks",
+            error=backend.bolt.warning,
+        )
     pairs = Restore(backend.bolt, state.store, in_place=True)
+    progress = Progress(logger, "still reading the backend file")
     while pairs.step(STEP):
-        logger.debug("reading the backend file", pairs=pairs.pairs)
+        progress.come(pairs=pairs.pairs, revision=state.store.revision)
     scheduled = backend.revision(b"scheduledCompactRev")
     pairs.finish(scheduled, backend.revision(b"finishedCompactRev"))
     state.restore(start.index, backend.index, start.cluster, read_alarms(backend))

@@ -26,14 +26,14 @@ from ._port import Port
 from ._run import Run
 from ._wal import Wal, make_directories
 from .apply import State
-from .backend import Backend, find_start, open_backend, restore
+from .backend import Backend, find_start, lock_backend, open_backend, restore
 from .buckets import hashed_buckets
 from .checkpoints import Checkpoints, Inline
 from .config import Config
 from .errors import Fatal
 from .forcing import force_new_cluster
 from .limits import GRPC_OVERHEAD_BYTES
-from .logs import Logger
+from .logs import Logger, Progress
 from .members import bootstrap_runs, cluster_id, initial_members
 from .messages import ConfState, HardState
 from .node import Clock, Node
@@ -45,6 +45,8 @@ from .upkeep import add_duties
 
 # A lease's id is, as in etcd, 16 bits of this member's id and a count, which begins anywhere.
 LEASE_COUNT_BITS = 48
+# In `member/snap`: of a file that was not finished, by us or by etcd, which removes them, too.
+LEFT_OVERS = ("db.tmp", "tmp")
 
 
 def monotonic_milliseconds() -> int:
@@ -99,17 +101,15 @@ def start_node(
     if chance is not None:
         state.applier.lessor.seed = chance.getrandbits(64)
     state.applier.lessor.ttl_min = lease_seconds_min(config)
-    started = None
     remove_left_over(disk, snap_path(config), logger)
-    backend = open_backend(disk, snap_path(config))
-    if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
-        started = recover(config, disk, backend, state, logger, **options)
-    elif backend is not None:
-        raise Fatal(
-            f"{backend.path} is of a member whose log is missing ({config.wal_path}): look for it, "
-            "or make a directory of the file with `etcdutl snapshot restore --skip-hash-check`"
-        )
-    wal, raft = started or bootstrap(config, disk, **options)
+    lock = lock_backend(disk, snap_path(config))
+    try:
+        backend = open_backend(disk, snap_path(config))
+        wal, raft = open_raft(config, disk, backend, state, logger, **options)
+    except BaseException:
+        if lock >= 0:
+            disk.close(lock)
+        raise
     state.applier.identify(wal.cluster_id, wal.node_id)
     request_bytes_max = config.max_request_bytes + GRPC_OVERHEAD_BYTES
     batch = Batch(ports, state.applier, request_bytes_max, config.max_txn_ops, event_ring)
@@ -117,7 +117,17 @@ def start_node(
     count = (chance or random.Random()).getrandbits(LEASE_COUNT_BITS)
     batch.seed_leases(wal.node_id >> LEASE_COUNT_BITS << LEASE_COUNT_BITS | count)
     checkpoints = Checkpoints(
-        config, disk, state, raft, wal, backend, logger, clock, threads or Inline(), doorbell
+        config,
+        disk,
+        state,
+        raft,
+        wal,
+        backend,
+        lock,
+        logger,
+        clock,
+        threads or Inline(),
+        doorbell,
     )
     snapshots = Snapshots(checkpoints.demand, lambda: state.applied, clock, logger)
     batch.buckets = partial(hashed_buckets, state, checkpoints.carried)
@@ -133,6 +143,26 @@ def lease_seconds_min(config: Config) -> int:
     """The shortest lease: etcd's one and a half elections, in whole seconds."""
     ticks = config.election_timeout // config.heartbeat_interval * 3 // 2
     return -(-ticks * config.heartbeat_interval // 1000)
+
+
+def open_raft(
+    config: Config,
+    disk: Disk,
+    backend: Backend | None,
+    state: State,
+    logger: Logger,
+    **options: Unpack[LogOptions],
+) -> tuple[Wal, Raft]:
+    """The log and the raft of an old member or a new one, the state as they say. Raises Fatal."""
+    started = None
+    if any(name.endswith(".wal") for name in disk.list(config.wal_path) or ()):
+        started = recover(config, disk, backend, state, logger, **options)
+    elif backend is not None:
+        raise Fatal(
+            f"{backend.path} is of a member whose log is missing ({config.wal_path}): look for it, "
+            "or make a directory of the file with `etcdutl snapshot restore --skip-hash-check`"
+        )
+    return started or bootstrap(config, disk, **options)
 
 
 def bootstrap(config: Config, disk: Disk, **options: Unpack[LogOptions]) -> tuple[Wal, Raft]:
@@ -178,7 +208,9 @@ def recover(
         restore(backend, start, state, logger)
     waiting: deque[Run] = deque()
     applied_term = 0
+    progress = Progress(logger, "still reading the log")
     for run in wal.recover():
+        progress.come(applied_index=state.applied, revision=state.store.revision)
         waiting.append(run)
         while waiting and waiting[0].last_index <= wal.commit:
             state.applier.apply(waiting[0])
@@ -196,6 +228,11 @@ def recover(
             f"{backend.path} holds what entries up to {backend.index} did, and the log "
             f"({config.wal_path}) ends at {wal.last_index}: one of them is not of this member"
         )
+    if backend is not None and wal.node_id not in all_members(state):
+        raise Fatal(
+            f"{backend.path} is of a cluster that has no member {wal.node_id:x}, which the log "
+            f"({config.wal_path}) is of: one of them is not of this member"
+        )
     # What is in a backend file was committed, even if the log did not come to say so.
     if config.force_new_cluster:
         held = backend.index if backend is not None else 0
@@ -207,6 +244,11 @@ def recover(
     return wal, make_raft(config, wal, log, hard_state, state.conf_state())
 
 
+def all_members(state: State) -> tuple[int, ...]:
+    """The members that are and that were."""
+    return (*(member.id for member in state.members.list()), *state.members.removed())
+
+
 def snap_path(config: Config) -> str:
     """Where the backend file and the snapshots are."""
     return os.path.join(config.data_dir, "member", "snap")
@@ -215,7 +257,7 @@ def snap_path(config: Config) -> str:
 def remove_left_over(disk: Disk, directory: str, logger: Logger) -> None:
     """Remove files that a crash kept from being finished."""
     for name in disk.list(directory) or ():
-        if name.startswith("db.tmp"):
+        if name.startswith(LEFT_OVERS):
             disk.remove(f"{directory}/{name}")
             logger.warn("removed a file that was not finished", path=f"{directory}/{name}")
 

@@ -34,7 +34,7 @@ from ._mapping import Mapping
 from ._wal import Wal
 from ._walread import SEGMENT_NAME
 from .apply import State
-from .backend import Backend, map_backend
+from .backend import Backend, lock_backend, map_backend
 from .buckets import Carried, carried_buckets, small_buckets
 from .config import Config
 from .errors import Fatal
@@ -155,6 +155,7 @@ class Checkpoints:
         raft: Raft,
         wal: Wal,
         backend: Backend | None,
+        lock: int,
         logger: Logger,
         clock: Callable[[], int],
         threads: Executor,
@@ -186,9 +187,9 @@ class Checkpoints:
         self.failure = DiskError("write", self.path, errno.EIO)
         self._steps: Steps | None = None
         self._future: Future[object] | None = None
-        self._lock = -1
+        # On the backend file, as bbolt's; -1: there is none yet.
+        self._lock = lock
         if backend is not None:
-            self._hold_lock()
             self.carried = carried_buckets(backend)
             self._take_over(backend)
         self.set_saved_revision()
@@ -204,18 +205,6 @@ class Checkpoints:
             0,
             backend.bolt.warning is None and backend.bolt.has_pages(b"key"),
         )
-
-    def _hold_lock(self) -> None:
-        """Keep others from opening the file, as etcd does. Raises DiskError."""
-        handle = self.disk.open(self.path)
-        try:
-            self.disk.lock_as_bolt(handle, self.path)
-        except Fatal:
-            self.disk.close(handle)
-            raise
-        if self._lock >= 0:
-            self.disk.close(self._lock)
-        self._lock = handle
 
     def set_saved_revision(self) -> None:
         """What a compaction must not remove is what a file that is gone on with still lacks."""
@@ -425,7 +414,10 @@ class Checkpoints:
         """The new file gets its name, durably."""
         self.disk.rename(f"{self.directory}/{TEMPORARY}", self.path)
         self.disk.sync_directory(self.directory)
-        self._hold_lock()
+        lock = lock_backend(self.disk, self.directory)
+        if self._lock >= 0:
+            self.disk.close(self._lock)
+        self._lock = lock
 
     def _map(self) -> Mapping | None:
         """Map the new file; None when readers still need too many old ones."""

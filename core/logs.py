@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # zap's order. A logger writes its own level and everything after it.
 LEVELS = {"debug": 0, "info": 1, "warn": 2, "error": 3, "dpanic": 4, "panic": 5, "fatal": 6}
 STDERR, STDOUT = 2, 1
+# Between two lines of one thing that goes on: often enough for who waits for it.
+PROGRESS_SECONDS = 10
 # Systemd's journal takes what a service writes to stderr.
 NAMED_OUTPUTS = {"default": STDERR, "stderr": STDERR, "systemd/journal": STDERR, "stdout": STDOUT}
 
@@ -99,6 +101,24 @@ class Logger:
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
             self._second = second
         return f"{self._stamp}.{nanoseconds // 1000:06}Z"
+
+
+class Progress:
+    """Says how far something has come that may take long; nothing, when it is quick."""
+
+    def __init__(
+        self, logger: Logger, message: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logger = logger
+        self._message = message
+        self._clock = clock
+        self._due = clock() + PROGRESS_SECONDS
+
+    def come(self, **fields: object) -> None:
+        """It has come so far."""
+        if (now := self._clock()) >= self._due:
+            self._due = now + PROGRESS_SECONDS
+            self._logger.info(self._message, **fields)
 
 
 def open_logger(level: str, outputs: Iterable[str], form: str) -> Logger:

@@ -41,6 +41,21 @@ def new_disk(seed: int = 1) -> SimDisk:
     return disk
 
 
+class Heard(Logger):
+    """A log whose lines a test reads."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+        self.lines: list[tuple[str, str, dict[str, object]]] = []
+
+    def _write(self, level: str, message: str, fields: dict[str, object]) -> None:
+        self.lines.append((level, message, fields))
+
+    def of(self, level: str) -> list[str]:
+        """What was said at a level."""
+        return [message for one, message, _ in self.lines if one == level]
+
+
 class Member:
     """A running member and its workers."""
 
