@@ -21,8 +21,16 @@ from tests.server import Program, Server
 from tests.wire import Client, Refused
 
 from quorate.core._disk import OsDisk
+from quorate.core._run import Run
+from quorate.core._wal import Wal
 from quorate.core.members import Cluster, Member
-from quorate.core.messages import ConfState
+from quorate.core.messages import (
+    ClusterVersionSetRequest,
+    ConfState,
+    EntryType,
+    InternalRaftRequest,
+    RequestHeader,
+)
 from quorate.core.snapfile import read_snapshot, snapshot_names, write_snapshot
 from quorate.core.version import STORAGE_VERSIONS
 
@@ -289,6 +297,54 @@ def test_a_directory_that_quorate_began(sides: tuple[Server, Server], versions: 
         ours.stop()
         assert seen(theirs.start()) == before
         theirs.stop()
+
+
+def test_down_to_an_older_etcd(sides: tuple[Server, Server], other: Program) -> None:
+    """etcd refuses a newer cluster's directory; a start of quorate makes it one that it opens."""
+    ours, theirs = sides
+    version = f"{other.version[0]}.{other.version[1]}"
+    if version not in STORAGE_VERSIONS or version == "3.7":
+        pytest.skip("quorate goes down to etcd 3.5 and 3.6")
+    with Client(theirs.start().port) as client:
+        use(client, random.Random(seed()), 60)
+        before = contents(client)
+    theirs.stop()
+    append_entry(
+        theirs.data,
+        InternalRaftRequest(
+            header=RequestHeader(id=1), cluster_version_set=ClusterVersionSetRequest("3.7.0")
+        ),
+    )
+    theirs.launch()
+    assert theirs.wait() != 0, "it takes a newer cluster's directory"
+    theirs.close()
+    ours.flags = (*USED, "--storage-version", "3.7")
+    assert seen(ours.start()) == before
+    with Client(ours.port) as client:
+        use(client, random.Random(seed()), 120)
+        before = contents(client)
+    ours.stop()
+    theirs.launch()
+    assert theirs.wait() != 0, "it takes a newer cluster's directory"
+    theirs.close()
+    ours.flags = (*USED, "--storage-version", version)
+    ours.start()
+    ours.stop()
+    assert seen(theirs.start()) == before
+
+
+def append_entry(data: Path, request: InternalRaftRequest) -> None:
+    """Add a committed entry to the log of a member that is stopped."""
+    disk, path = OsDisk(), str(data / "member" / "wal")
+    wal = Wal.open(disk, path, ahead=False)
+    for _ in wal.recover():
+        pass
+    run = Run.of([(EntryType.NORMAL, request.encode())])
+    run.assign(wal.last_index + 1, wal.hard_state[0])
+    wal.append(run, None)
+    wal.append(None, (*wal.hard_state[:2], run.last_index))
+    wal.sync()
+    wal.close()
 
 
 def test_users_are_refused_and_nothing_is_touched(sides: tuple[Server, Server]) -> None:
