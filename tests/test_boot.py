@@ -343,6 +343,7 @@ def test_a_crash_before_the_file_is_lowered_changes_nothing_about_that() -> None
     member.node.close()
     Member(disk, storage_version="3.6").node.wal.close()
     disk = disk.crash()
+    assert file_says(disk) == ("3.7.0", "3.7.0")
     Member(disk, storage_version="3.6").node.close()
     assert file_says(disk) == ("3.6.0", "3.6.0")
 
