@@ -5,7 +5,10 @@ Rules:
 2. Recovery begins with the backend file, if there is one, and applies of the log what comes after
    its index: each committed run as it is read, and lets go of it, so that memory does not grow with
    the log. What is not yet known to be committed goes to raft, which decides.
-3. A lone voter stands for election at once: there is nobody to wait for.
+3. A directory says no newer version than --storage-version: etcd refuses what is newer than itself.
+   What says a newer one is lowered, by an entry of the log and a checkpoint. Nothing is raised:
+   etcd does that when it leads.
+4. A lone voter stands for election at once: there is nobody to wait for.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from ._port import Port
 from ._run import Run
 from ._wal import Wal, make_directories
 from .apply import State
-from .backend import Backend, find_start, lock_backend, open_backend, restore
+from .backend import Backend, find_start, lock_backend, open_backend, read_members, restore
 from .buckets import hashed_buckets
 from .checkpoints import Checkpoints, Inline
 from .config import Config
@@ -35,7 +38,14 @@ from .forcing import force_new_cluster
 from .limits import GRPC_OVERHEAD_BYTES
 from .logs import Logger, Progress
 from .members import bootstrap_runs, cluster_id, initial_members
-from .messages import ConfState, HardState
+from .messages import (
+    ClusterVersionSetRequest,
+    ConfState,
+    EntryType,
+    HardState,
+    InternalRaftRequest,
+    RequestHeader,
+)
 from .node import Clock, Node
 from .raft import Config as RaftConfig
 from .raft import Raft
@@ -133,6 +143,7 @@ def start_node(
     batch.buckets = partial(hashed_buckets, state, checkpoints.carried)
     node = Node(state, raft, wal, batch, ports, doorbell, logger, clock, checkpoints, snapshots)
     elect(node)
+    go_down(node, backend, config.storage_version)
     add_duties(node, config)
     # Workers may be asked for watches before the first turn.
     batch.events.publish()
@@ -291,6 +302,33 @@ def elect(node: Node) -> None:
         node.work()
         if before == (raft.log.last_index, node.applier.applied, raft.term):
             raise Fatal("this member is not a voter of its cluster; this version serves one member")
+
+
+def go_down(node: Node, backend: Backend | None, storage_version: str) -> None:
+    """Lower what log and file say of versions; see rule 3."""
+    most = minor_version(storage_version)
+    current = node.state.members.cluster_version
+    said = [current]
+    if backend is not None:
+        said.append((backend.mark(b"storageVersion") or b"").decode())
+        said.append(read_members(backend).version)
+    if all(not version or minor_version(version) <= most for version in said):
+        return
+    if current and minor_version(current) > most:
+        lower = ClusterVersionSetRequest(f"{storage_version}.0")
+        # Nobody waits for the entry; without a header etcd would not take it.
+        request = InternalRaftRequest(header=RequestHeader(), cluster_version_set=lower)
+        node.raft.propose(Run.of([(EntryType.NORMAL, request.encode())]))
+        while node.applier.applied < node.raft.log.last_index:
+            node.work()
+        node.logger.info("lowered the cluster version", before=current, now=lower.version)
+    node.checkpoints.wanted_index = node.state.applied
+
+
+def minor_version(version: str) -> tuple[int, int]:
+    """What compatibility is told by."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def warn_of_permissions(data_dir: str, logger: Logger) -> None:

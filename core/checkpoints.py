@@ -249,7 +249,8 @@ class Checkpoints:
             return
         while self._steps is not None:
             self._step_now()
-        if self.state.applied - self.saved.index > STOP_ENTRIES_MIN:
+        is_wanted = self.wanted_index > self.saved.index
+        if is_wanted or self.state.applied - self.saved.index > STOP_ENTRIES_MIN:
             self._steps = self._guarded()
             while self._steps is not None:
                 self._step_now()

@@ -15,12 +15,20 @@ from quorate.core._eventring import EventReader, EventRing
 from quorate.core._ring import Doorbell
 from quorate.core._run import Run
 from quorate.core._wal import Wal
+from quorate.core.backend import open_backend, read_members
 from quorate.core.boot import open_node, peer_urls_by_name, start_node
 from quorate.core.config import Config
 from quorate.core.errors import Fatal
 from quorate.core.logs import Logger
 from quorate.core.members import cluster_id, initial_members
-from quorate.core.messages import ConfChange, ConfChangeType, EntryType
+from quorate.core.messages import (
+    ClusterVersionSetRequest,
+    ConfChange,
+    ConfChangeType,
+    EntryType,
+    InternalRaftRequest,
+    RequestHeader,
+)
 from tests.messages import delimited
 from tests.node_driver import DATA, SEGMENT_BYTES, Member, new_disk
 from tests.sim.disk import SimDisk
@@ -285,3 +293,67 @@ def test_a_second_member_on_the_same_directory_is_refused(tmp_path: Path) -> Non
             open_node(config, [None], doorbell.fd, Logger((), "info"))
     finally:
         node.wal.close()
+
+
+# --- what a directory says of versions ------------------------------------------------------------
+
+
+def version_entry(version: str) -> tuple[int, bytes]:
+    """What a leader of that version writes first."""
+    request = InternalRaftRequest(
+        header=RequestHeader(id=1), cluster_version_set=ClusterVersionSetRequest(version)
+    )
+    return EntryType.NORMAL, request.encode()
+
+
+def file_says(disk: SimDisk) -> tuple[str, str]:
+    """The cluster's and the storage version of the backend file."""
+    backend = open_backend(disk, f"{DATA}/member/snap")
+    assert backend is not None
+    return read_members(backend).version, (backend.mark(b"storageVersion") or b"").decode()
+
+
+@pytest.mark.parametrize(("storage", "written"), [("3.5", ""), ("3.6", "3.6.0"), ("3.7", "3.7.0")])
+def test_versions_are_lowered_when_that_is_asked_for(storage: str, written: str) -> None:
+    disk = new_disk()
+    stopped(disk)
+    append(disk, version_entry("3.7.0"))
+    member = Member(disk, snapshot_count=1)
+    member.put(b"k")
+    member.node.close()
+    assert file_says(disk) == ("3.7.0", "3.7.0")
+    member = Member(disk, storage_version=storage)
+    index = member.node.applier.applied
+    member.node.close()
+    assert file_says(disk) == (f"{storage}.0", written)
+    # All is lowered: a further start has nothing to do.
+    member = Member(disk, storage_version=storage)
+    assert member.node.state.members.cluster_version == f"{storage}.0"
+    assert member.node.applier.applied == index + 1  # of the new term
+    assert member.node.checkpoints.wanted_index == 0
+    member.check()
+
+
+def test_a_crash_before_the_file_is_lowered_changes_nothing_about_that() -> None:
+    disk = new_disk()
+    stopped(disk)
+    append(disk, version_entry("3.7.0"))
+    member = Member(disk, snapshot_count=1)
+    member.put(b"k")
+    member.node.close()
+    Member(disk, storage_version="3.6").node.wal.close()
+    disk = disk.crash()
+    assert file_says(disk) == ("3.7.0", "3.7.0")
+    Member(disk, storage_version="3.6").node.close()
+    assert file_says(disk) == ("3.6.0", "3.6.0")
+
+
+def test_versions_are_not_raised() -> None:
+    disk = new_disk()
+    stopped(disk)
+    append(disk, version_entry("3.4.0"))
+    member = Member(disk)
+    assert member.node.state.members.cluster_version == "3.4.0"
+    assert member.node.checkpoints.wanted_index == 0
+    member = Member(new_disk(), storage_version="3.5")
+    assert member.node.state.members.cluster_version == ""

@@ -21,9 +21,18 @@ from tests.server import Program, Server
 from tests.wire import Client, Refused
 
 from quorate.core._disk import OsDisk
+from quorate.core._run import Run
+from quorate.core._wal import Wal
 from quorate.core.members import Cluster, Member
-from quorate.core.messages import ConfState
+from quorate.core.messages import (
+    ClusterVersionSetRequest,
+    ConfState,
+    EntryType,
+    InternalRaftRequest,
+    RequestHeader,
+)
 from quorate.core.snapfile import read_snapshot, snapshot_names, write_snapshot
+from quorate.core.version import STORAGE_VERSIONS
 
 pytestmark = pytest.mark.compat
 
@@ -32,6 +41,14 @@ USED = ("--snapshot-count", "50", "--max-snapshots", "1", "--max-wals", "1")
 KEYS = [b"k%02d" % number for number in range(40)]
 LEASES = range(1000, 1010)
 NOSPACE = 1
+
+
+@pytest.fixture
+def versions(other: Program) -> list[str]:
+    """What `--storage-version` may be so that the other etcd opens the directory."""
+    if other.version == (3, 6):
+        return ["3.5", "3.6"]
+    return list(STORAGE_VERSIONS)
 
 
 @pytest.fixture
@@ -86,7 +103,9 @@ def use(client: Client, chance: random.Random, calls: int) -> None:
             elif dice < 0.97:
                 client.call("Lease/LeaseRevoke", {"ID": lease})
             else:
-                client.call("KV/Compact", {"revision": client.revision() - chance.randrange(40)})
+                # Of a compaction of the newest revision etcd since 3.5 tells the one before.
+                revision = client.revision() - chance.randrange(1, 40)
+                client.call("KV/Compact", {"revision": revision})
 
 
 def purge(data: Path) -> int:
@@ -115,24 +134,28 @@ def seen(server: Server) -> dict[str, Any]:
 
 
 @pytest.fixture
-def sides(program: Program, other: Program, tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+def sides(
+    program: Program, other: Program, versions: list[str], tmp_path: Path
+) -> Iterator[tuple[Server, Server]]:
     """quorate and etcd with one data directory, neither of which runs."""
+    flags = (*USED, "--storage-version", versions[-1])
     with (
         Server(other, tmp_path / "etcd", *USED) as theirs,
-        Server(program, tmp_path / "quorate", *USED) as ours,
+        Server(program, tmp_path / "quorate", *flags) as ours,
     ):
         ours.data = theirs.data
         yield ours, theirs
 
 
 @pytest.mark.parametrize("number", range(depth(1, 5)))
-def test_there_and_back(number: int, sides: tuple[Server, Server]) -> None:
+def test_there_and_back(number: int, sides: tuple[Server, Server], versions: list[str]) -> None:
     """Moves of a directory in use, half of them after kill -9."""
     chance = random.Random(seed() + number)
     ours, theirs = sides
     before: dict[str, Any] = {}
     for move in range(depth(5, 20)):
         server = (theirs, ours)[move % 2]
+        ours.flags = (*USED, "--storage-version", chance.choice(versions))
         server.start()
         found = seen(server)
         if before:
@@ -171,13 +194,13 @@ def test_a_restored_snapshot(sides: tuple[Server, Server], tmp_path: Path) -> No
         before = contents(client)
     saved, restored = tmp_path / "saved", tmp_path / "restored"
     etcdctl = need("etcdctl")
+    restorer = need("etcdutl") if theirs.program.version >= (3, 6) else etcdctl
     for words in (
-        (f"--endpoints=127.0.0.1:{theirs.port}", "snapshot", "save", saved),
-        ("snapshot", "restore", saved, "--data-dir", restored),
+        (etcdctl, f"--endpoints=127.0.0.1:{theirs.port}", "snapshot", "save", saved),
+        (restorer, "snapshot", "restore", saved, "--data-dir", restored),
     ):
-        subprocess.run(
-            [etcdctl, *words], env={"ETCDCTL_API": "3"}, check=True, capture_output=True, timeout=60
-        )
+        environment = {"ETCDCTL_API": "3"}
+        subprocess.run(words, env=environment, check=True, capture_output=True, timeout=60)
     ours.data = restored
     found = seen(ours.start())
     del found["members"], before["members"]
@@ -187,6 +210,8 @@ def test_a_restored_snapshot(sides: tuple[Server, Server], tmp_path: Path) -> No
 def test_members_in_a_snapshot_file_of_ours(sides: tuple[Server, Server]) -> None:
     """etcd up to 3.5 knows its members from there; what it writes next holds the same."""
     _, theirs = sides
+    if theirs.program.version >= (3, 6):
+        pytest.skip("this etcd has its members in the backend file")
     with Client(theirs.start().port) as client:
         use(client, random.Random(seed()), 100)
     theirs.stop()
@@ -235,6 +260,12 @@ def test_rescue(sides: tuple[Server, Server]) -> None:
     assert found == before
     with Client(ours.port) as client:
         assert client.put(b"alive")["header"]["revision"] == before["revision"] + 1
+        # Behind the next checkpoint etcd reads nothing of that log.
+        use(client, random.Random(seed()), 120)
+        before = contents(client)
+    ours.stop()
+    assert any(line.get("msg") == "saved a checkpoint" for line in ours.logged())
+    assert seen(theirs.start()) == before
 
 
 def test_an_alarm_moves_too(sides: tuple[Server, Server]) -> None:
@@ -254,6 +285,68 @@ def test_an_alarm_moves_too(sides: tuple[Server, Server]) -> None:
             client.put(b"k")
         client.call("Maintenance/Alarm", {**raised, "action": 2})
         client.put(b"k")
+
+
+def test_a_directory_that_quorate_began(sides: tuple[Server, Server], versions: list[str]) -> None:
+    """No etcd has said yet what the cluster's version is: the first one does."""
+    ours, theirs = sides
+    before: dict[str, Any] = {}
+    for version in versions:
+        ours.flags = (*USED, "--storage-version", version)
+        with Client(ours.start().port) as client:
+            use(client, random.Random(seed()), 120)
+            before = contents(client)
+        ours.stop()
+        assert seen(theirs.start()) == before
+        theirs.stop()
+
+
+def test_down_to_an_older_etcd(sides: tuple[Server, Server], other: Program) -> None:
+    """etcd refuses a newer cluster's directory; a start of quorate makes it one that it opens."""
+    ours, theirs = sides
+    version = f"{other.version[0]}.{other.version[1]}"
+    if version not in STORAGE_VERSIONS or version == "3.7":
+        pytest.skip("quorate goes down to etcd 3.5 and 3.6")
+    with Client(theirs.start().port) as client:
+        use(client, random.Random(seed()), 60)
+        before = contents(client)
+    theirs.stop()
+    append_entry(
+        theirs.data,
+        InternalRaftRequest(
+            header=RequestHeader(id=1), cluster_version_set=ClusterVersionSetRequest("3.7.0")
+        ),
+    )
+    theirs.launch()
+    assert theirs.wait() != 0, "it takes a newer cluster's directory"
+    theirs.close()
+    ours.flags = (*USED, "--storage-version", "3.7")
+    assert seen(ours.start()) == before
+    with Client(ours.port) as client:
+        use(client, random.Random(seed()), 120)
+        before = contents(client)
+    ours.stop()
+    theirs.launch()
+    assert theirs.wait() != 0, "it takes a newer cluster's directory"
+    theirs.close()
+    ours.flags = (*USED, "--storage-version", version)
+    ours.start()
+    ours.stop()
+    assert seen(theirs.start()) == before
+
+
+def append_entry(data: Path, request: InternalRaftRequest) -> None:
+    """Add a committed entry to the log of a member that is stopped."""
+    disk, path = OsDisk(), str(data / "member" / "wal")
+    wal = Wal.open(disk, path, ahead=False)
+    for _ in wal.recover():
+        pass
+    run = Run.of([(EntryType.NORMAL, request.encode())])
+    run.assign(wal.last_index + 1, wal.hard_state[0])
+    wal.append(run, None)
+    wal.append(None, (*wal.hard_state[:2], run.last_index))
+    wal.sync()
+    wal.close()
 
 
 def test_users_are_refused_and_nothing_is_touched(sides: tuple[Server, Server]) -> None:

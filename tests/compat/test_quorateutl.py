@@ -27,6 +27,8 @@ from .test_moving import KEYS, USED, contents, use
 pytestmark = pytest.mark.compat
 
 FORMS = ("simple", "fields", "json", "table")
+# How etcd's tools drew tables before 3.7.
+OLD_LINES = str.maketrans("─│┌┬┐├┼┤└┴┘", "-|+++++++++")
 Done = subprocess.CompletedProcess[str]
 
 
@@ -125,21 +127,47 @@ def test_status_is_etcdctl_s(saved: Path, used: Server, etcdctl: str) -> None:
 
 
 def test_every_form_is_etcdutl_s(saved: Path, etcdutl: str) -> None:
-    """But for the keys, which are others from 3.6 on, and the version, which came with 3.6."""
+    """But for the keys, which are others from 3.6 on, the version, which came with 3.6, and the
+    lines of the table, which are 3.7's.
+    """
     words = ("snapshot", "status", saved, "-w")
     theirs = {form: run(*words, form, name=etcdutl).stdout for form in FORMS}
     ours = {form: utl(*words, form) for form in FORMS}
-    old, new = (json.loads(each["json"])["totalKey"] for each in (theirs, ours))
-    assert ours["simple"] == theirs["simple"].replace(f", {old}, ", f", {new}, ")[:-1] + ", \n"
-    keys = theirs["fields"].replace(f'"Keys" : {old}\n', f'"Keys" : {new}\n')
-    assert ours["fields"] == keys + '"Version" : \n'
-    assert ours["json"] == (
-        theirs["json"].replace(f'"totalKey":{old},', f'"totalKey":{new},')[:-2] + ',"version":""}\n'
-    )
-    line, head, _, row, _ = theirs["table"].splitlines()
+    if "┌" not in theirs["table"]:
+        ours["table"] = ours["table"].translate(OLD_LINES)
+    old, new = (json.loads(each["json"]) for each in (theirs, ours))
+    if "version" not in old:
+        theirs = with_3_6_columns(theirs, old["totalKey"], new["totalKey"])
+    assert ours == theirs
+
+
+def with_3_6_columns(forms: dict[str, str], old: int, new: int) -> dict[str, str]:
+    """What etcdutl 3.5 says, with the keys of 3.6 and an empty version."""
+    line, head, _, row, _ = forms["table"].splitlines()
     row = row.replace(f"| {old:10} |", f"| {new:10} |")
     line, head, row = line + "-" * 9 + "+", head + " VERSION |", row + " " * 9 + "|"
-    assert ours["table"].splitlines() == [line, head, line, row, line]
+    as_json = forms["json"].replace(f'"totalKey":{old},', f'"totalKey":{new},')
+    fields = forms["fields"].replace(f'"Keys" : {old}\n', f'"Keys" : {new}\n')
+    return {
+        "simple": forms["simple"].replace(f", {old}, ", f", {new}, ")[:-1] + ", \n",
+        "fields": fields + '"Version" : \n',
+        "json": as_json[:-2] + ',"version":""}\n',
+        "table": "".join(f"{each}\n" for each in (line, head, line, row, line)),
+    }
+
+
+@pytest.mark.parametrize("form", [*FORMS, "protobuf"])
+def test_hashkv_is_etcdutl_s(form: str, saved: Path, etcdutl: str) -> None:
+    if "hashkv" not in run("help", name=etcdutl).stdout:
+        pytest.skip("hashkv came with 3.6")
+    for more in ((), ("--rev", "230"), ("--rev", "1000000")):
+        ours, theirs = (
+            run("hashkv", saved, "-w", form, *more, name=name) for name in ("", etcdutl)
+        )
+        assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)
+        if "┌" not in theirs.stdout:
+            ours.stdout = ours.stdout.translate(OLD_LINES)
+        assert ours.stdout == theirs.stdout
 
 
 MISTAKES = (
@@ -178,6 +206,8 @@ def test_mistakes_are_told_as_etcdutl_tells_them(
 def test_a_restore_s_log_is_etcdutl_s_to_the_byte(
     saved: Path, tmp_path: Path, etcdutl: str
 ) -> None:
+    if "version: 3.7" in run("version", name=etcdutl).stdout:
+        pytest.skip("3.7 leaves out fields that are zero")
     urls = "one=http://127.0.0.1:1,two=http://127.0.0.1:2,two=http://127.0.0.1:3"
     found: list[list[bytes]] = []
     for name in ("", etcdutl):

@@ -84,7 +84,7 @@ def check_command(call: Call) -> None:
         sys.stderr.write(f"Error: {problem}\n")
     if findings.problems:
         raise CommandError(findings.problems[-1])
-    sys.stdout.write("ok\n" if form == "simple" else printed(form, "Check", findings.columns))
+    sys.stdout.write("ok\n" if form == "simple" else printed(form, findings.columns))
 
 
 def check_directory(snap: str, wal: str, seconds: float) -> Findings:

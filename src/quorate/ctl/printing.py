@@ -27,11 +27,10 @@ class Column(NamedTuple):
     value: int | str
 
 
-def printed(form: str, kind: str, columns: Sequence[Column]) -> str:
-    """The answer in that form; `kind` is what Go calls its type. Raises CommandError."""
+def printed(form: str, columns: Sequence[Column]) -> str:
+    """The answer in that form. Raises CommandError."""
     if form == "protobuf":
-        values = " ".join(str(column.value) for column in columns)
-        raise CommandError(f"marshal unsupported for type {kind} ({{{values}}})", EXIT_BAD_FEATURE)
+        raise CommandError("protobuf not supported as output format", EXIT_BAD_FEATURE)
     return MAKERS[form](columns)
 
 
@@ -58,13 +57,19 @@ def as_json(columns: Sequence[Column]) -> str:
 
 
 def table(columns: Sequence[Column]) -> str:
-    """A head and a row between lines."""
+    """A head and a row in a box, as etcd draws it since 3.7."""
     widths = [max(len(column.title), len(column.shown)) for column in columns]
-    line = "+" + "+".join("-" * (width + 2) for width in widths) + "+\n"
+    bars = ["─" * (width + 2) for width in widths]
     titles = [centered(c.title.upper(), width) for c, width in zip(columns, widths, strict=True)]
     values = [c.shown.rjust(width) for c, width in zip(columns, widths, strict=True)]
-    rows = "".join(f"| {' | '.join(row)} |\n{line}" for row in (titles, values))
-    return line + rows
+    lines = (
+        f"┌{'┬'.join(bars)}┐",
+        f"│ {' │ '.join(titles)} │",
+        f"├{'┼'.join(bars)}┤",
+        f"│ {' │ '.join(values)} │",
+        f"└{'┴'.join(bars)}┘",
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def centered(text: str, width: int) -> str:

@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -88,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; the answer is its exit code."""
     called = os.path.basename(sys.argv[0])
     name = ETCD_NAME if called == ETCD_NAME else NAME
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Of tables, whatever the locale says: so do etcd's tools.
+        sys.stdout.reconfigure(encoding="utf-8")
     return tool(name).run(sys.argv[1:] if arguments is None else arguments)
 
 

@@ -40,7 +40,7 @@ def status_command(call: Call) -> None:
     with open_backend_file(path, call.number("timeout")) as backend:
         check_pages(backend.bolt)
         columns = status(backend)
-    sys.stdout.write(printed(form, "snapshot.Status", columns))
+    sys.stdout.write(printed(form, columns))
 
 
 def check_pages(bolt: Bolt) -> None:
@@ -95,7 +95,7 @@ def hashkv_command(call: Call) -> None:
             "compact revision", str(compacted), "Compact revision", "compactRevision", compacted
         ),
     ]
-    sys.stdout.write(printed(form, "etcdutl.HashKV", columns))
+    sys.stdout.write(printed(form, columns))
 
 
 def load(backend: Backend) -> Store:
