@@ -176,6 +176,10 @@ cdef class Disk:
         """Make the file at least `size` bytes large; what was not written reads as zeros."""
         checked(self.file_allocate(handle, size), "allocate", path)
 
+    def cut(self, handle, size, path=""):
+        """Take from the file what lies beyond `size` bytes."""
+        raise DiskError("cut", path, EOPNOTSUPP)
+
     def fill(self, handle, offset, size, path=""):
         """Write zeros and start them towards the device; `datasync` still has to follow."""
         checked(self.file_fill(handle, offset, size), "fill", path)
@@ -310,6 +314,14 @@ cdef class OsDisk(Disk):
         result = 0 if fsync(fd) == 0 else -errno
         close(fd)
         return result
+
+    def cut(self, handle, size, path=""):
+        """Take from the file what lies beyond `size` bytes."""
+        try:
+            if os.fstat(handle).st_size > size:
+                os.truncate(handle, size)
+        except OSError as error:
+            raise DiskError("cut", path, error.errno) from None
 
     def descriptor(self, handle, path=""):
         """A descriptor of the operating system with which the file can be read, and only that."""

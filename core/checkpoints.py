@@ -18,6 +18,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Generator, Iterable
@@ -280,6 +281,7 @@ class Checkpoints:
             yield from self._write()
         except Fatal as failure:
             self.logger.error("failed to write a checkpoint", error=str(failure))
+            self._discard()
             # Nobody knows what the page cache has dropped of it: rule 3.
             self.saved = Saved(index=self.saved.index)
             self.set_saved_revision()
@@ -288,6 +290,21 @@ class Checkpoints:
             if isinstance(failure, DiskError):
                 self.failure = failure
             self._retry_at = self.clock() + int(CHECKPOINT_RETRY_SECONDS * 1000)
+
+    def _discard(self) -> None:
+        """Give back the room of what was written in vain: the disk may be full, and the log has to
+        go on.
+        """
+        with contextlib.suppress(Fatal):
+            self.disk.remove(f"{self.directory}/{TEMPORARY}")
+        with contextlib.suppress(Fatal):
+            handle = self.disk.open(self.path)
+            try:
+                # What a meta names stays, also if nobody knows whether that meta is durable.
+                bolt = Bolt(self.disk.map(handle, self.path), self.path)
+                self.disk.cut(handle, bolt.high_water * bolt.page_size, self.path)
+            finally:
+                self.disk.close(handle)
 
     def _run(self, work: Callable[[], object]) -> Steps:
         """Have a thread do it, and wait. Raises what it raises."""

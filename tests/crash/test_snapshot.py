@@ -50,18 +50,18 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def copies(server: Server) -> int:
-    """How many files without a name the server's processes have open in its directory."""
-    found = set()
-    for pid in [server.pid, *server.workers()]:
+def lent(server: Server) -> int:
+    """How many states of the backend file the core keeps open for readers."""
+    count = 0
+    for name in os.listdir(f"/proc/{server.pid}/fd"):
         try:
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                path = f"/proc/{pid}/fd/{name}"
-                if "db.tmp" in os.readlink(path):
-                    found.add(os.stat(path).st_ino)
+            path = os.readlink(f"/proc/{server.pid}/fd/{name}")
+            flags = Path(f"/proc/{server.pid}/fdinfo/{name}").read_text().split()[3]
         except OSError:
             continue
-    return len(found)
+        if path.removesuffix(" (deleted)").endswith("/snap/db"):
+            count += int(flags, 8) & os.O_ACCMODE == os.O_RDONLY
+    return count
 
 
 def begin(client: Client) -> Any:
@@ -91,7 +91,7 @@ def test_slow_readers(filled: Server) -> None:
         try:
             calls = [reader.open(SNAPSHOT, [b""], 60) for reader in readers]
             firsts = [decode("SnapshotResponse", next(call))["blob"] for call in calls]
-            assert copies(filled) == 1, "they asked for the same state, and did not share"
+            assert lent(filled) == 1, "they asked for the same state, and did not share"
             times = []
             for number in range(300):
                 began = time.monotonic()
@@ -104,14 +104,14 @@ def test_slow_readers(filled: Server) -> None:
         finally:
             for reader in readers:
                 reader.close()
-        until(lambda: copies(filled) == 0)
+        until(lambda: lent(filled) == 0)
 
 
 def test_clients_that_vanish(filled: Server) -> None:
     for _ in range(3):
         with Client(filled.port) as client:
             begin(client)
-    until(lambda: copies(filled) == 0)
+    until(lambda: lent(filled) == 0)
     with Client(filled.port) as client:
         assert snapshot(client)
 
@@ -120,13 +120,13 @@ def test_a_worker_that_dies(filled: Server) -> None:
     """Its clients are told; the file is given back; the next worker serves the next ones."""
     with Client(filled.port) as client:
         call = begin(client)
-        assert copies(filled) == 1
+        assert lent(filled) == 1
         for pid in filled.workers():
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(grpc.RpcError) as failed:
             list(call)
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-        until(lambda: copies(filled) == 0)
+        until(lambda: lent(filled) == 0)
         until(filled.healthy)
         with Client(filled.port) as again:
             assert snapshot(again)
@@ -168,7 +168,7 @@ def test_a_disk_that_is_full(program: Program, tmp_path: Path) -> None:
                 with pytest.raises(Refused, match="the snapshot could not be made"):
                     list(client.stream("Maintenance/Snapshot", [{}]))
                 assert client.put(b"k", b"v")
-            until(lambda: copies(server) == 0)
+            until(lambda: lent(server) == 0)
             until(lambda: free(disk) > 9 * MIB)
             assert "No space left" in server.log.read_text()
             ballast.unlink()

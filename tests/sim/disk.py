@@ -162,6 +162,13 @@ class SimDisk(PythonDisk):
         place(file.data, len(file.data), bytes(max(0, size - len(file.data))))
         place(file.durable, len(file.durable), bytes(max(0, size - len(file.durable))))
 
+    def cut(self, handle: int, size: int, path: str = "") -> None:
+        self.step("cut", path)
+        file = self.handles[handle]
+        del file.data[size:]
+        del file.durable[size:]
+        file.unsynced = [(at, data[: max(size - at, 0)]) for at, data in file.unsynced]
+
     def fill(self, handle: int, offset: int, size: int, path: str = "") -> None:
         self.write(handle, bytes(size), offset)
 
