@@ -211,7 +211,7 @@ def test_the_core_is_killed_while_it_writes_checkpoints(program: Program, tmp_pa
         pytest.skip("etcd's log is not kept whole")
     start = seed()
     print(f"QUORATE_SEED={start}")
-    chance, left, saved, acknowledged = random.Random(start), depth(8, 200), 0, 0
+    chance, left, saved, acknowledged = random.Random(start), depth(5, 200), 0, 0
     while left > 0:
         kills = min(left, KILLS)
         left -= kills
