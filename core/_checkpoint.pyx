@@ -10,7 +10,8 @@ Rules:
    removes none that is not saved (`saved_revision`), so no gap comes up, and what a compaction has
    made superfluous in the file is removed by the next one that is whole.
 4. Once the file is durable and mapped, values are read from it: `map_step`.
-5. The other buckets, and the marks, are the caller's.
+5. What is damaged in memory is not written: the file before, and the log, still have it right.
+6. The other buckets, and the marks, are the caller's.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -31,12 +32,15 @@ from quorate.core._reply cimport (
 )
 from quorate.core._version cimport (
     VERSION_OUTSIDE,
+    version_is_sound,
     version_is_tombstone,
     version_key,
     version_key_size,
     version_lease,
     version_value_size,
 )
+
+from quorate.core.errors import Fatal
 
 cdef enum:
     REVISION_BYTES = 17
@@ -159,6 +163,11 @@ cdef class Checkpoint:
                 if version == NULL or version.mod_revision > self.revision:
                     return False
                 if self._is_wanted(version):
+                    if not version_is_sound(version):
+                        with gil:
+                            raise Fatal(
+                                f"revision {version.mod_revision} ({version.sub}) is damaged in "
+                                "memory, and so not written")
                     self._write_version(version)
                     self.versions += 1
                     self.pairs += 1

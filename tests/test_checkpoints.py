@@ -255,6 +255,20 @@ def test_a_failing_operation_ends_the_checkpoint_or_the_server_but_loses_nothing
     assert min(went_on, died) > 2, (went_on, died)
 
 
+@pytest.mark.parametrize("where", ["key", "value"])
+def test_what_is_damaged_in_memory_is_not_written(where: str) -> None:
+    """The file is as it was, and the log still has the entry: a restart brings it back."""
+    disk = new_disk()
+    member = Member(disk, snapshot_count=1 << 40, max_wals=0)
+    member.put(b"k", bytes(100))
+    StoreView(member.node.state.store).damage(b"k", where, 3)
+    client = Client(member)
+    member.settle()
+    assert isinstance(client.error, SnapshotFailedError)
+    assert not member.node.checkpoints.saved.can_extend
+    assert Member(disk.crash("nothing")).everything() == {b"k": (bytes(100), 2)}
+
+
 def test_what_a_crash_left_is_removed() -> None:
     disk = new_disk()
     handle = disk.open(f"{SNAP}/db.tmp.checkpoint", create=True)
