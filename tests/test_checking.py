@@ -12,11 +12,13 @@ import pytest
 from quorate.core._bolt import Bolt
 from quorate.core._disk import OsDisk
 from quorate.core._restore import checksum
+from quorate.core._wal import make_directories
 from quorate.core.members import Cluster
 from quorate.core.snapfile import write_snapshot
 from quorate.ctl import quorateutl
 from quorate.ctl.checking import check_directory
 from quorate.ctl.restore import Plan, restore, write_log
+from tests.node_driver import Member
 from tests.sim.disk import SimDisk
 from tests.test_backend import revision
 from tests.test_restore import FILE, MEMBERS, PLAN, source
@@ -201,3 +203,23 @@ def test_a_snapshot_without_a_record_does_no_harm(
     snap = str(data / "member" / "snap")
     write_snapshot(OsDisk(), snap, 9, 1, Cluster(MEMBERS), PLAN.conf_state)
     assert run(capsys, "check", "--data-dir", data)[0] == 0
+
+
+def test_a_server_that_was_killed_is_whole(tmp_path: Path) -> None:
+    """Its log has entries that no HardState commits yet; that the file has them says enough.
+
+    `check` once called the directory of a killed server damaged: the log alone lacked an entry.
+    """
+    make_directories(OsDisk(), f"{tmp_path}/member/snap")
+    member = Member(OsDisk(), data_dir=str(tmp_path), snapshot_count=3)
+    for _ in range(9):
+        member.put(b"k", bytes(100))
+    member.call("KV/Compact", {"revision": 5})
+    member.settle()
+    member.node.checkpoints.close()
+    # The last record of how far entries are committed was not synced.
+    assert member.node.checkpoints.saved.index == member.node.applier.applied
+    member.node.wal.close()
+    found = check_directory(f"{tmp_path}/member/snap", f"{tmp_path}/member/wal", 1)
+    assert found.problems == []
+    assert any("the log alone" in line for line in found.lines), found.lines
