@@ -49,6 +49,8 @@ from bench.workloads import (
 
 # Nothing is written when the kernel counted the same for so long, and it gets so long for it.
 SETTLED_SECONDS = 1.5
+# How often it is asked; a kernel that counts writes tells nobody.
+SETTLING_POLL_SECONDS = 0.1
 SETTLING_SECONDS_MAX = 180.0
 PACE_BESIDE = 1000.0
 # More entries than any window has, and etcd's default since 3.6.
@@ -84,7 +86,7 @@ def settle(server: Server, seconds_max: float = SETTLING_SECONDS_MAX) -> int:
     while time.monotonic() - changed < SETTLED_SECONDS:
         if time.monotonic() - began > seconds_max:
             break
-        time.sleep(0.1)
+        time.sleep(SETTLING_POLL_SECONDS)
         now = process.written_bytes(server.pid)
         if now != written:
             written, changed = now, time.monotonic()

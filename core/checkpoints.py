@@ -214,12 +214,12 @@ class Checkpoints:
 
     # --- turns
 
-    def step(self) -> bool:
-        """Do a slice of what is to be done; True when there is more to do at once."""
+    def step(self, now: int) -> bool:
+        """Do a slice of what is to be done, `now`; True when there is more to do at once."""
         if self._steps is None:
-            if not self.is_due():
+            if self.state.applier.applied == self.saved.index or not self.is_due(now):
                 return False
-            self._steps = self._guarded()
+            self._steps = self._guarded(now)
         if self._future is not None and not self._future.done():
             return False
         try:
@@ -229,13 +229,12 @@ class Checkpoints:
             self._steps = self._future = None
         return self._future is None
 
-    def is_due(self) -> bool:
-        """Whether to begin one."""
+    def is_due(self, now: int) -> bool:
+        """Whether to begin one; some entry is not in the file."""
         entries = self.state.applied - self.saved.index
-        now = self.clock()
         if self.wanted_index > self.saved.index:
             return True
-        if entries == 0 or now < self._retry_at:
+        if now < self._retry_at:
             return False
         if self.state.store.waits_for_checkpoint:
             return True
@@ -252,7 +251,7 @@ class Checkpoints:
             self._step_now()
         is_wanted = self.wanted_index > self.saved.index
         if is_wanted or self.state.applied - self.saved.index > STOP_ENTRIES_MIN:
-            self._steps = self._guarded()
+            self._steps = self._guarded(self.clock())
             while self._steps is not None:
                 self._step_now()
         self.close()
@@ -260,7 +259,7 @@ class Checkpoints:
     def _step_now(self) -> None:
         if self._future is not None:
             self._future.exception()
-        self.step()
+        self.step(self.clock())
 
     def close(self) -> None:
         """Give up the one under way, and the file's lock."""
@@ -273,12 +272,15 @@ class Checkpoints:
             self.disk.close(self._lock)
         self._lock = -1
 
-    def _guarded(self) -> Steps:
+    def _guarded(self, now: int) -> Steps:
         """One checkpoint; see rule 5."""
         self._log_bytes = self.wal.written_bytes
-        self._rest_until = self.clock() + int(CHECKPOINT_PAUSE_SECONDS * 1000)
+        self._rest_until = now + int(CHECKPOINT_PAUSE_SECONDS * 1000)
+        whole = self.wants_whole()
+        finished = self.state.store.compact_revision if whole else self.saved.finished
+        taken = self._take(finished)
         try:
-            yield from self._write()
+            yield from self._write(whole, finished, taken)
         except Fatal as failure:
             self.logger.error("failed to write a checkpoint", error=str(failure))
             self._discard()
@@ -290,6 +292,12 @@ class Checkpoints:
             if isinstance(failure, DiskError):
                 self.failure = failure
             self._retry_at = self.clock() + int(CHECKPOINT_RETRY_SECONDS * 1000)
+            return
+        try:
+            yield from self._follow(taken)
+        except Fatal as failure:
+            # The file is good, the log still has everything, and the next checkpoint tries again.
+            self.logger.error("failed to release what a checkpoint replaced", error=str(failure))
 
     def _discard(self) -> None:
         """Give back the room of what was written in vain: the disk may be full, and the log has to
@@ -320,10 +328,8 @@ class Checkpoints:
 
     # --- one checkpoint
 
-    def _write(self) -> Steps:
-        whole = self.wants_whole()
-        finished = self.state.store.compact_revision if whole else self.saved.finished
-        taken = self._take(finished)
+    def _write(self, whole: bool, finished: int, taken: Taken) -> Steps:
+        """The file, and its values read from there."""
         self.begun_index = taken.index
         writer = self._open_writer(whole)
         try:
@@ -359,7 +365,6 @@ class Checkpoints:
         self.set_saved_revision()
         dropped = self.state.store.values.drop_mappings()
         yield from self._run(partial(unmap, dropped))
-        yield from self._follow(taken)
         self.logger.info(
             "saved a checkpoint",
             index=taken.index,

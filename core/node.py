@@ -72,8 +72,11 @@ class Duty(Protocol):
     def due(self) -> int | None:
         """When the next turn is wanted, by the clock; None: with any turn."""
 
-    def step(self) -> bool:
-        """Do a little, no longer than a step of compaction; True when there is more to do now."""
+    def step(self, now: int) -> bool:
+        """Do a little, no longer than a step of compaction; True when there is more to do now.
+
+        `now` is when the turn began.
+        """
 
 
 class Asked:
@@ -133,7 +136,8 @@ class Node:
     def turn(self, handle: Handle) -> bool:
         """Do everything that can be done now; True when there is more to do at once."""
         batch = self.batch
-        self.applier.set_time(self.clock())
+        now = self.clock()
+        self.applier.set_time(now)
         more = batch.drain()
         for port, request_id, call, payload in batch.asked:
             handle(call, payload, partial(answer, port, request_id))
@@ -146,7 +150,7 @@ class Node:
         self.work(alone=only_writes and self.wal.last_sync_seconds <= QUICK_SYNC_SECONDS)
         batch.events.publish()
         for duty in self.duties:
-            if duty.step():
+            if duty.step(now):
                 more = True
         if batch.expire(self._expire_budget(run)):
             more = True
@@ -154,7 +158,7 @@ class Node:
             more = True
         if self.snapshots.step():
             more = True
-        if self.checkpoints.step():
+        if self.checkpoints.step(now):
             more = True
         for each in self.ports:
             if each is not None:

@@ -25,7 +25,7 @@ SCRUB_STEP = 100
 WAKE_VERSIONS = 1000
 WAKE_MILLISECONDS_MIN = 100
 WAKE_MILLISECONDS_MAX = 5000
-# What a process that stood still makes up for.
+# The most that is done at one waking: a process that stood still makes up for no more.
 OWED_VERSIONS_MAX = 2 * WAKE_VERSIONS
 # How often it is looked whether the alarm is on or off.
 ALARM_MILLISECONDS = 1000
@@ -62,23 +62,23 @@ class Scrubbing:
         """When there is enough to look at for a turn of its own."""
         return self._due
 
-    def step(self) -> bool:
+    def step(self, now: int) -> bool:
         """Look at what time has made due."""
-        now = self.node.clock()
-        if self.fault:
-            return now >= self._due and self._see_to_alarm(now)
-        rate = self._per_millisecond()
-        self._owed = min(self._owed + (now - self._counted) * rate, OWED_VERSIONS_MAX)
-        self._counted = now
-        if self._owed < SCRUB_STEP and now < self._due:
+        if now < self._due:
             return False
+        if self.fault:
+            return self._see_to_alarm(now)
+        rate = self._per_millisecond()
+        if self._owed < 1:
+            self._owed = min(self._owed + (now - self._counted) * rate, OWED_VERSIONS_MAX)
+            self._counted = now
         budget = min(int(self._owed), SCRUB_STEP)
         self._owed -= budget
         self.fault = self.looker.step(budget)
         if self.fault:
             self.node.logger.error("found data corruption", what=self.fault)
             return self._see_to_alarm(now)
-        if self._owed >= SCRUB_STEP:
+        if self._owed >= 1:
             return True
         wanted = round(WAKE_VERSIONS / rate)
         self._due = now + min(max(wanted, WAKE_MILLISECONDS_MIN), WAKE_MILLISECONDS_MAX)

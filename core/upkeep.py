@@ -43,14 +43,13 @@ class Compaction:
         """When the compactor is to be asked; while one is under way, it comes with the log."""
         return None if self._revision else self.compactor.due
 
-    def step(self) -> bool:
+    def step(self, now: int) -> bool:
         """Begin one or see that one is done."""
         node = self.node
         if self._revision:
             if node.state.store.compact_revision >= self._revision:
-                self._finish()
+                self._finish(now)
             return False
-        now = node.clock()
         if now < self.compactor.due:
             return False
         leads = node.raft.leader == node.raft.id
@@ -64,10 +63,9 @@ class Compaction:
         node.propose(request, self._refused)
         return True
 
-    def _finish(self) -> None:
+    def _finish(self, now: int) -> None:
         """It is done, or was before: for etcd, too, that is a success."""
         revision, self._revision = self._revision, 0
-        now = self.node.clock()
         self.compactor.succeeded(revision, now)
         self.node.logger.info(
             f"completed auto {self.compactor.name} compaction",
@@ -112,7 +110,7 @@ class Quota:
         """Room comes with other things' turns."""
         return self._retry_at
 
-    def step(self) -> bool:
+    def step(self, now: int) -> bool:
         """Look whether the alarm is on and has a reason."""
         node = self.node
         if not node.applier.no_space and not self._raised:
@@ -126,7 +124,7 @@ class Quota:
             node.logger.warn(message, size_in_use_bytes=used, quota_size_bytes=self.quota_bytes)
         if not raised or self._clearing or not self._has_room():
             return False
-        if self._retry_at is not None and node.clock() < self._retry_at:
+        if self._retry_at is not None and now < self._retry_at:
             return False
         self._retry_at = None
         self._clearing = True

@@ -205,7 +205,7 @@ def test_a_file_is_gone_on_with(number: int) -> None:
         found = Bolt(after, PATH)
         assert (found.transaction, found.high_water * page_size) == (bolt.transaction + 1, size)
         assert read(found) == {**content, b"key": (7, grown)}, f"seed {seed() + number}"
-        assert found.check().run(1 << 30)
+        assert found.check().buckets >= len(content)
         assert read(Bolt(before, PATH)).keys() == {*content, b"key"}
 
 

@@ -37,6 +37,7 @@ def finish(checkpoint: Checkpoint, writer: BoltWriter, pairs: int = 10) -> Bolt:
     writer.finish()
     assert isinstance(writer.disk, SimDisk)
     bolt = Bolt(bytes(writer.disk.file(PATH).data), PATH)
+    assert bolt.check().pages_free == 0
     return bolt
 
 

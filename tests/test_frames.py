@@ -37,8 +37,9 @@ KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 ROUNDS = 20
 REQUESTS = 500  # of a round: 10,000 in all
 # A round takes some turns of pump and node, and each turn is a few dozen frames, whatever it
-# carries. 10,000 requests cost fewer Python frames than this:
-FRAMES_MAX = 3_500
+# carries. A checkpoint, due by --snapshot-count once in 10,000 entries, takes some hundred.
+# 10,000 requests cost fewer Python frames than this:
+FRAMES_MAX = 2_500
 # Blocks of Python memory that 10,000 requests leave behind (raft keeps the last runs, one object
 # each), and the most that a round holds at once: a turn that leaves its sync to the log's thread
 # holds some 9 KB, one object for each request would be more than 14.

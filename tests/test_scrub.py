@@ -233,7 +233,7 @@ def test_a_pass_takes_its_time_however_often_the_node_turns(turn_milliseconds: f
     scrubbing = Scrubbing(member.node, counter)
     for turn in range(round(10_000 / turn_milliseconds)):
         member.now = 1_000_000 + int(turn * turn_milliseconds)
-        while scrubbing.step():
+        while scrubbing.step(member.now):
             pass
     looked = sum(counter.looked)
     assert looked == pytest.approx(2000 * 10 / SCRUB_SECONDS, rel=0.3, abs=OWED_VERSIONS_MAX * 0.1)
@@ -248,13 +248,13 @@ def test_however_much_there_is_no_more_is_looked_at_than_two_percent_allow(
     scrubbing = Scrubbing(member.node, counter, seconds=1e-9)
     for _ in range(100):
         member.now += 100
-        while scrubbing.step():
+        while scrubbing.step(member.now):
             pass
     assert sum(counter.looked) <= SCRUB_VERSIONS_PER_SECOND_MAX * 10
     assert sum(counter.looked) > SCRUB_VERSIONS_PER_SECOND_MAX * 9
     # A process that stood still does not make up for all of it.
     counter.looked.clear()
     member.now += 3_600_000
-    while scrubbing.step():
+    while scrubbing.step(member.now):
         pass
     assert sum(counter.looked) <= OWED_VERSIONS_MAX
