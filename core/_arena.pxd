@@ -12,7 +12,7 @@ cdef enum:
     SPAN_PAGES = 16             # pages of a span that is cut into blocks
     SPAN_BLOCKS_MIN = 4         # a span holds at least so many; larger blocks get their own span
     SPAN_BLOCKS_CUT = 63        # blocks in a span of the first class above SMALL_SIZE_MAX
-    IDLE_BYTES_MAX = 16777216   # free pages that stay in memory, beside a share of those in use
+    IDLE_BYTES_MAX = 4194304    # free pages that stay in memory
     CLASSES = 188               # 128 small ones, then spans cut into 63, 62 ... 4 equal blocks
 
 

@@ -8,10 +8,10 @@ Rules:
    large block. What no chunk can hold has a mapping of its own.
 3. A block has no head of its own: its span is found through its address, and who gives it back
    says its size.
-4. Free pages are used again first. More than IDLE_BYTES_MAX of them, and an eighth of what is in
-   use, go back to the operating system at once; an empty chunk is unmapped when there is another
-   empty one. Of each size class one empty span may stay, so that a block taken and given back in
-   turn costs nothing.
+4. Free pages are used again first. More than IDLE_BYTES_MAX of them go back to the operating
+   system at once: a page fault is little beside the requests that fill the page. An empty chunk is
+   unmapped when there is another empty one. Of each size class one empty span may stay, so that a
+   block taken and given back in turn costs nothing.
 5. Rounding: 8 bytes up to 1 KiB, then at most 1/n of a block that is cut n times from a span of
    64 KiB, n >= 4, and whole pages above.
 6. No block moves. Nothing here is thread safe.
@@ -278,7 +278,7 @@ cdef class Arena:
         self.span_bytes -= size
         quorate_allow(span, size)
         memset(&chunk.owner[page], 0, pages * sizeof(uint16_t))
-        if self.idle_bytes + size <= IDLE_BYTES_MAX + self.span_bytes // 8:
+        if self.idle_bytes + size <= IDLE_BYTES_MAX:
             memset(&chunk.idle[page], 1, pages)
             self.idle_bytes += size
         else:
