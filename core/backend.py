@@ -195,6 +195,7 @@ def restore(backend: Backend, start: Start, state: State, logger: Logger) -> Non
         progress.come(pairs=pairs.pairs, revision=state.store.revision)
     scheduled = backend.revision(b"scheduledCompactRev")
     pairs.finish(scheduled, backend.revision(b"finishedCompactRev"))
+    state.store.lessor.note_changes()
     state.restore(start.index, backend.index, start.cluster, read_alarms(backend))
     logger.info("read the backend file", pairs=pairs.pairs, revision=state.store.revision)
 

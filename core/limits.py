@@ -184,6 +184,12 @@ CHECKPOINT_RETRY_SECONDS = 30.0
 LEAF_BYTES = 64 * 1024
 # A file is written anew when more than half of it, and more than this, is garbage.
 GARBAGE_BYTES_MIN = 16 * 1024 * 1024
+# Leaves of leases: a checkpoint writes those anew in which a lease changed, and all branches over
+# them. With a million leases the branches are 150 KB; larger leaves make those of few changes dear.
+LEASE_LEAF_BYTES = 8 * 1024
+# Changes of leases that are noted for the next checkpoint, 32 bytes each: so many, or a quarter of
+# the leases if that is more. Where more of them change, few leaves would stay as they are.
+LEASE_CHANGES_MIN = 65536
 # Address space kept for a backend file, which is mapped only as far as it reaches.
 BACKEND_REACH_MIN = 64 * 1024 * 1024 * 1024
 
