@@ -95,7 +95,7 @@ cdef class Lessor:
     # For the next checkpoint; see rule 8.
     cdef Buffer changes                 # LeaseChange, in order
     cdef readonly bint noting           # they are all since the last checkpoint, or the walk began
-    cdef bint walking                   # somebody walks
+    cdef public bint walking            # somebody walks
 
     cdef Due *heap                      # four children each
     cdef uint32_t heap_count
