@@ -38,11 +38,12 @@ cdef class LeaseBucket:
     cdef void _sort(self) noexcept nogil
     cdef int _write_rows(self) except -1 nogil
     cdef int _merge_leaves(self) except -1 nogil
+    cdef bint _most_change(self) except -1 nogil
     cdef int _merge_leaf(self, Span high) except -1 nogil
     cdef int _merge_row(self, const SavedLease *row) except -1 nogil
     cdef int _take_change(self) except -1 nogil
     cdef int _add(self, const SavedLease *lease) except -1 nogil
-    cdef int _write_region(self, bint is_last) except -1 nogil
+    cdef int _write_region(self, bint goes_on) except -1 nogil
     cdef int _push(self, const SavedLease *lease) except -1 nogil
     cdef bint _has_change(self, Span high) noexcept nogil
     cdef int _first_leaf(self) except -1 nogil

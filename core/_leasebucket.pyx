@@ -6,9 +6,9 @@ Rules:
    what the walk saw.
 2. There is no walk when the file is gone on with and the lessor noted all changes since: then those
    leaves are written anew in which a lease changed. The others stay, and are not even read.
-3. Leaves that are written anew are evenly full, at least by half, so that the next change does not
-   split them; one that would be less than a quarter takes the next one in. Only at the end of the
-   bucket, where a server's own ids come, they are full.
+3. Leaves that are written anew between others are evenly full, at least by half; one that would be
+   less than a quarter takes the next one in. Where most leaves have changes, all are written, and
+   as full as at first: an eighth is left for what comes.
 4. `write` is all that takes long: sorting, reading, writing. It may run in another thread, without
    the GIL; nothing else touches what it works on.
 """
@@ -153,19 +153,40 @@ cdef class LeaseBucket:
         cdef Frame *above
         cdef Span high
         cdef bint more = True
+        cdef bint is_refill = self._most_change()
         self._first_leaf()
         while more:
             high = self._leaf_high()
-            if self.leaf_depth == 0 or self.region.size or self._has_change(high):
+            if is_refill or self.region.size or self._has_change(high):
                 self._merge_leaf(high)
             else:
                 above = &self.leaves.frames[self.leaf_depth - 1]
                 self.writer.keep_leaf(
                     branch_key(above.page, above.index), branch_child(above.page, above.index))
             more = self._next_leaf()
-            if self.region_size >= LEAF_BYTES // 4 or not more:
-                self._write_region(not more)
+            if is_refill or not more:
+                self._write_region(True)
+            elif self.region_size >= LEAF_BYTES // 4:
+                self._write_region(False)
         return 0
+
+    cdef bint _most_change(self) except -1 nogil:
+        """Whether more than half of the leaves have changes. The only one has."""
+        cdef LeaseChange *first = self.change
+        cdef Span high
+        cdef uint64_t leaves = 0
+        cdef uint64_t changed = 0
+        cdef bint more = True
+        self._first_leaf()
+        while more:
+            high = self._leaf_high()
+            leaves += 1
+            changed += self._has_change(high)
+            while self._has_change(high):
+                self.change += 1
+            more = self._next_leaf()
+        self.change = first
+        return 2 * changed > leaves
 
     cdef int _merge_leaf(self, Span high) except -1 nogil:
         """A leaf of the file, with its changes, goes to the region."""
@@ -251,16 +272,19 @@ cdef class LeaseBucket:
         self.region_size += ELEMENT_BYTES + (write_lease(pair, lease) - pair)
         return buffer_append(&self.region, <const uint8_t *>lease, sizeof(SavedLease))
 
-    cdef int _write_region(self, bint is_last) except -1 nogil:
+    cdef int _write_region(self, bint goes_on) except -1 nogil:
+        """Write the region: with leaves like others that follow at once, or evenly full ones."""
         cdef const SavedLease *lease = <const SavedLease *>self.region.data
         cdef const SavedLease *end = lease + self.region.size // sizeof(SavedLease)
         # As many leaves as are needed, and room for one lease more in each than comes to it.
         cdef uint64_t room = LEAF_BYTES - HEADER_BYTES - ROW_BYTES_MAX
         cdef uint64_t each = self.region_size // (self.region_size // room + 1) + HEADER_BYTES
+        if goes_on:
+            each = LEAF_BYTES - LEAF_BYTES // 8
         while lease < end:
             self._push(lease)
             lease += 1
-            if not is_last and (lease == end or node_size(&self.writer.leaf) >= each):
+            if node_size(&self.writer.leaf) >= each or (lease == end and not goes_on):
                 self.writer.close_leaf()
         self.region.size = 0
         self.region_size = 0

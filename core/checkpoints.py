@@ -42,6 +42,7 @@ from .buckets import Carried, carried_buckets, small_buckets
 from .config import Config
 from .errors import Fatal
 from .limits import (
+    CHECKPOINT_BYTES_PER_SECOND,
     CHECKPOINT_LOG_BYTES,
     CHECKPOINT_PAUSE_SECONDS,
     CHECKPOINT_RETRY_SECONDS,
@@ -187,6 +188,8 @@ class Checkpoints:
         self.begun_index = 0
         self.failures = 0
         self.failure = DiskError("write", self.path, errno.EIO)
+        # As etcd tells it of the file; before there is one, of the one that will be.
+        self.storage_version = f"{config.storage_version}.0"
         self._steps: Steps | None = None
         self._future: Future[object] | None = None
         # On the backend file, as bbolt's; -1: there is none yet.
@@ -198,6 +201,7 @@ class Checkpoints:
 
     def _take_over(self, backend: Backend) -> None:
         """Go on with the file that the state was restored from."""
+        self.storage_version = backend.storage_version
         self.saved = Saved(
             backend.index,
             self.state.store.saved_revision,
@@ -338,6 +342,7 @@ class Checkpoints:
     def _write(self, whole: bool, finished: int, taken: Taken, leases: LeaseBucket) -> Steps:
         """The file, and its values read from there."""
         self.begun_index = taken.index
+        size = 0 if whole else self.saved.size
         writer = self._open_writer(whole)
         try:
             after = 0 if whole else self.saved.revision
@@ -348,6 +353,7 @@ class Checkpoints:
                 if whole:
                     yield from self._run(self._publish)
                     mapping = self._map()
+                self.storage_version = f"{self.config.storage_version}.0"
                 self.saved = Saved(
                     taken.index,
                     pairs.revision,
@@ -363,6 +369,9 @@ class Checkpoints:
                 pairs.close()
         finally:
             writer.close()
+        written = self.saved.size - size
+        rest = self.clock() + written * 1000 // CHECKPOINT_BYTES_PER_SECOND
+        self._rest_until = max(self._rest_until, rest)
         # Not before: what is to be moved into the mapping must not be removed by a compaction.
         self.set_saved_revision()
         dropped = self.state.store.values.drop_mappings()

@@ -247,6 +247,7 @@ def test_leases_go_on_while_they_are_walked(number: int, monkeypatch: pytest.Mon
     member.settle()
     expected = told(member)
     assert walked > 50, walked
+    assert Member(disk.copy()).node.applier.lessor.noting
     assert expected == of_the_log(disk), f"seed {seed() + number}"
     assert told(Member(disk.crash("nothing"), **OFTEN)) == expected, f"seed {seed() + number}"
 
