@@ -134,7 +134,8 @@ cdef class Restore:
             return self._refuse(b"this is no revision")
         revision = load_be64(name)
         sub = load_be64(name + RECORD_SUB_AT)
-        if name[RECORD_UNDERSCORE_AT] != RECORD_UNDERSCORE or revision == 0 or revision >> 63 or sub >> 32:
+        if (name[RECORD_UNDERSCORE_AT] != RECORD_UNDERSCORE or revision == 0 or revision >> 63
+                or sub >> 32):
             return self._refuse(b"this is no revision")
         memset(&pair, 0, sizeof(Pair))
         pair.revision = <int64_t>revision

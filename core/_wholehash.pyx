@@ -9,7 +9,7 @@ Rules:
 3. A compaction counts as done, whether or not its removal is.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport qsort
 
 from quorate.core._bytes cimport (

@@ -214,6 +214,33 @@ def test_old_segments_and_snapshot_files_go() -> None:
     assert Member(disk.crash("nothing")).everything() == before
 
 
+def test_a_large_checkpoint_is_followed_by_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few entries make a checkpoint large, a disk is not kept busy with them."""
+    monkeypatch.setattr("quorate.core.checkpoints.CHECKPOINT_BYTES_PER_SECOND", 10_000)
+    member = Member(new_disk(), **OFTEN)
+    member.put(b"k", bytes(100_000))
+    member.put(b"k")
+    member.settle()
+    checkpoints = member.node.checkpoints
+    first = checkpoints.saved
+    assert first.size > 100_000
+    for _ in range(4):
+        member.put(b"k")
+        member.put(b"k")
+        member.now += 2000
+    member.settle()
+    assert checkpoints.saved is first
+    member.now += 8000
+    member.settle()
+    assert checkpoints.saved.index == member.node.applier.applied
+    # Whoever asks for one gets it at once, however large the one before was.
+    member.put(b"k", bytes(100_000))
+    member.put(b"k")
+    checkpoints.demand().step()
+    member.settle()
+    assert checkpoints.saved.index == member.node.applier.applied
+
+
 @pytest.mark.parametrize("number", range(depth(6, 200)))
 def test_leases_go_on_while_they_are_walked(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grants, revokes, keep-alives and time between the slices of all checkpoints, of which some
@@ -240,13 +267,13 @@ def test_leases_go_on_while_they_are_walked(number: int, monkeypatch: pytest.Mon
         else:
             member.now += chance.choice((100, 2000, 400_000))
         lessor = member.node.applier.lessor
-        if chance.random() < 0.02:
+        if at % 40 == 0 and not lessor.walking:
             lessor.forget_changes()
         walked += lessor.walking
         member.turn()
     member.settle()
     expected = told(member)
-    assert walked > 50, walked
+    assert walked > 10, f"seed {seed() + number}: {walked}"
     assert Member(disk.copy()).node.applier.lessor.noting
     assert expected == of_the_log(disk), f"seed {seed() + number}"
     assert told(Member(disk.crash("nothing"), **OFTEN)) == expected, f"seed {seed() + number}"

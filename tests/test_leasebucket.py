@@ -1,5 +1,5 @@
-"""core/_leasebucket beside a plain dict: the file has the leases of one moment, however long it took
-to look at them, and leaves in which nothing changed stay where they are.
+"""core/_leasebucket beside a plain copy: the file has the leases of one moment, however long it
+took to look at them, and leaves in which nothing changed stay where they are.
 """
 
 from __future__ import annotations
@@ -159,6 +159,22 @@ def test_the_table_keeps_its_size_while_it_is_walked() -> None:
     assert [row[0] for row in leases.of_the_file()] == [*range(1, 1001), *range(10_000, 13_000)]
 
 
+def test_leases_that_the_table_moves_are_written_once() -> None:
+    """The 129th lease has the table grow; with each one more, eight buckets move."""
+    leases = Leases()
+    leases.grant(*range(1, 130))
+    bucket = LeaseBucket(leases.lessor, whole=True)
+    assert bucket.step(100)
+    leases.grant(*range(1000, 1010))
+    while bucket.step(100):
+        pass
+    bucket.take()
+    writer = leases.writer(whole=True)
+    bucket.write(writer)
+    writer.finish()
+    assert [row[0] for row in leases.of_the_file()] == [*range(1, 130), *range(1000, 1010)]
+
+
 def test_only_leaves_with_changes_are_written() -> None:
     leases = Leases()
     leases.grant(*(leases.chance.getrandbits(62) for _ in range(20_000)))
@@ -182,6 +198,20 @@ def test_nothing_is_written_when_nothing_changed() -> None:
     size = len(leases.content)
     assert leases.save().written == 0
     assert len(leases.content) - size == PAGE, "more than the root of all buckets"
+
+
+def test_a_leaf_that_stays_alone_has_no_branch() -> None:
+    leases = Leases()
+    first = 1 << 40
+    in_leaf = -(-(LEASE_LEAF_BYTES * 7 // 8 - 16) // 33)
+    leases.grant(*range(first, first + 300))
+    leases.save(whole=True)
+    leases.revoke(*range(first + in_leaf, first + 300))
+    assert leases.save().written == 0
+    # Two metas, the root of all buckets, and the leaf.
+    assert Bolt(leases.content, PATH).check().pages_reached == 2 + 1 + 2
+    leases.grant(first + 300)
+    leases.save()
 
 
 def test_leaves_stay_full_enough() -> None:
