@@ -239,6 +239,17 @@ def test_leaves_stay_full_enough() -> None:
     assert leases.of_the_file() == []
 
 
+def test_leaves_that_lost_most_become_one() -> None:
+    leases = Leases()
+    leases.grant(*range(1, 9001))
+    leases.save(whole=True)
+    for first in (1, 3001, 6001):
+        leases.revoke(*(id for id in range(first, first + 3000) if id % 50))
+        leases.save()
+    # Two metas, the root of all buckets, a branch, and few leaves of one or two pages each.
+    assert Bolt(leases.content, PATH).check().pages_reached < 4 + 10
+
+
 def test_ids_that_follow_one_another_fill_leaves() -> None:
     """As those that a server chooses do; those that were granted first run out first."""
     leases = Leases()
