@@ -161,7 +161,7 @@ def test_members_of_a_file_with_a_storage_version(directory: Directory) -> None:
 def test_the_storage_version_is_what_etcd_tells(
     directory: Directory, said: dict[str, bytes], version: str
 ) -> None:
-    directory.write({b"meta": marks(**said)})
+    directory.write({b"meta": marks(9, **said)})
     backend = open_backend(directory.disk, directory.snap)
     assert backend is not None
     assert backend.storage_version == version
