@@ -55,6 +55,7 @@ State
     _storeview          the store for Python: tests and tools
     backend, _restore   etcd's backend file becomes the state
     checkpoints, _checkpoint    the store becomes such a file, or goes on with it
+    _leasebucket, _leaserecord   leases in such a file, by what changed of them; one lease
     buckets             what else is in it
     snapshots           such files lent to clients
     snapfile            etcd's snapshot files, for the members that they name

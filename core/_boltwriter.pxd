@@ -55,6 +55,7 @@ cdef class BoltWriter:
     cdef Buffer places
     cdef int64_t handle                 # -1 when it is closed
     cdef uint64_t leaf_size_max
+    cdef uint64_t leaf_size             # the same of the open bucket
     cdef bint with_freelist
     cdef bint failed                    # a write failed: nothing more is written
     cdef Buffer out                     # pages not written yet, from `out_offset` on
@@ -74,6 +75,10 @@ cdef class BoltWriter:
 
     # Append a pair to the open bucket; where its value has to be written, before the next call.
     cdef uint8_t *reserve(self, Span key, uint32_t value_size) except NULL nogil
+    # Take over a leaf that the file has: all its keys are at least `key` and above those before.
+    cdef int keep_leaf(self, Span key, uint64_t page) except -1 nogil
+    # Write what has gathered, if that is enough; in whatever thread puts the pairs.
+    cdef int maybe_flush(self) except -1 nogil
     cdef int push(self, Span key, Span value) except -1 nogil
 
     cdef uint8_t *add(self, uint32_t flags, Span key, uint64_t value_size) except NULL nogil
@@ -86,4 +91,4 @@ cdef class BoltWriter:
     cdef int write_metas(self, uint64_t root, uint64_t freelist) except -1
     cdef int sync(self) except -1
     cdef bytes inline_value(self)
-    cdef void drop_branches(self) noexcept
+    cdef void drop_branches(self) noexcept nogil

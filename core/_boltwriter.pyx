@@ -14,7 +14,8 @@ Rules:
 6. The same input gives the same bytes, however it is sliced.
 7. `append_to` goes on with a file: new pages come behind all that it has, and none of these is
    written again but one of the metas, the last of all. Buckets that are not begun stay as they are;
-   one that is begun is written anew, or, with `extend`, goes on behind its last pair.
+   one that is begun is written anew, or, with `extend`, goes on behind its last pair. One that is
+   written anew may take over leaves that the file has (`keep_leaf`).
 8. A `deferred` writer does no I/O while pairs come: `piece_waits` says when `write_piece`, which
    may be called by another thread meanwhile, has enough to do.
 """
@@ -156,6 +157,7 @@ cdef class BoltWriter:
         # Not less than what may lie inline, so that the first leaf can tell.
         self.leaf_size_max = max(
             max(leaf_size, page_size) * fill_percent // 100, page_size // 4)
+        self.leaf_size = self.leaf_size_max
         self.pages = PAGE_FIRST
         self.out_offset = PAGE_FIRST * page_size
         self.values = {}
@@ -180,7 +182,7 @@ cdef class BoltWriter:
         writer.page_size = bolt.meta.page_size
         writer.transaction = bolt.meta.transaction + 1
         writer.deferred = deferred
-        writer.leaf_size_max = max(leaf_size, writer.page_size)
+        writer.leaf_size = writer.leaf_size_max = max(leaf_size, writer.page_size)
         writer.pages = bolt.meta.high_water
         writer.out_offset = writer.pages * writer.page_size
         writer.values = {}
@@ -210,8 +212,11 @@ cdef class BoltWriter:
 
     # --- buckets ------------------------------------------------------------------------------
 
-    def begin(self, bytes name, uint64_t sequence=0, *, bint places=False):
-        """Begin a bucket; with `places` it is told where each pair lies."""
+    def begin(
+            self, bytes name, uint64_t sequence=0, *, bint places=False, uint64_t leaf_size=0):
+        """Begin a bucket; with `places` it is told where each pair lies. It may have leaves of
+        another size than the others.
+        """
         if self.bucket is not None or name in self.values or self.handle < 0:
             raise Fatal(f"{self.path}: bucket {name!r} can't begin: {self.bucket!r} is open, or "
                         "the file is closed, or it was there before")
@@ -220,6 +225,7 @@ cdef class BoltWriter:
         self.bucket = name
         self.sequence = sequence
         self.wants_places = places
+        self.leaf_size = max(leaf_size, self.page_size) if leaf_size else self.leaf_size_max
         self.last_key.size = 0
         if places:
             self.places.size = 0
@@ -281,6 +287,17 @@ cdef class BoltWriter:
         buffer_append(&self.last_key, key.data, key.size)
         return self.add(0, key, value_size)
 
+    cdef int keep_leaf(self, Span key, uint64_t page) except -1 nogil:
+        cdef Span last = Span(self.last_key.data, self.last_key.size)
+        if last.size and compare_keys(last, key) >= 0:
+            with gil:
+                raise Fatal(f"{self.path}: page {page} can't come after {last.data[:last.size]!r}")
+        if self.leaf.count:
+            self.close_leaf()
+        self.last_key.size = 0
+        buffer_append(&self.last_key, key.data, key.size)
+        return self.add_child(0, key, page)
+
     def end(self):
         """End the open bucket."""
         if self.bucket is None or self.failed:
@@ -298,7 +315,7 @@ cdef class BoltWriter:
         self.extending = False
         self.bucket = None
 
-    cdef void drop_branches(self) noexcept:
+    cdef void drop_branches(self) noexcept nogil:
         """Forget the open branches."""
         cdef int level
         for level in range(self.levels):
@@ -335,6 +352,7 @@ cdef class BoltWriter:
             raise Fatal(f"{self.path}: it can't be finished: bucket {self.bucket!r} is open, or "
                         "the file is closed, or a write failed before")
         self.wants_places = False
+        self.leaf_size = self.leaf_size_max
         for name, value in sorted({**self.kept, **self.values}.items()):
             key = Span(<const uint8_t *>(<bytes>name), len(name))
             place = self.add(ELEMENT_BUCKET, key, len(value))
@@ -366,12 +384,15 @@ cdef class BoltWriter:
         with nogil:
             self.flush()
 
+    cdef int maybe_flush(self) except -1 nogil:
+        return self.flush() if self.out.size >= WRITE_PIECE else 0
+
     # --- the tree of one bucket ---------------------------------------------------------------
 
     cdef uint8_t *add(self, uint32_t flags, Span key, uint64_t value_size) except NULL nogil:
         """Append an element to the open leaf, after closing it when that is full."""
         cdef uint64_t size = node_size(&self.leaf) + ELEMENT_BYTES + key.size + value_size
-        if self.leaf.count and (size > self.leaf_size_max or self.leaf.count == ELEMENTS_MAX):
+        if self.leaf.count and (size > self.leaf_size or self.leaf.count == ELEMENTS_MAX):
             self.close_leaf()
         return node_add(&self.leaf, flags, key, <uint32_t>value_size, 0)
 
@@ -412,7 +433,13 @@ cdef class BoltWriter:
             id = self.write_node(&self.leaf, True)
             node_drop(&self.leaf, 0)
             return id
-        self.close_leaf()
+        if self.leaf.count:
+            self.close_leaf()
+        if self.levels == 1 and self.branches[0].count == 1:
+            # All that is left is a leaf that was there before.
+            id = (<const NodeElement *>self.branches[0].elements.data).child
+            self.drop_branches()
+            return id
         while True:
             id = self.write_node(&self.branches[level], False)
             if level + 1 < self.levels:
@@ -440,8 +467,8 @@ cdef class BoltWriter:
             self.note_places(id * self.page_size)
         self.out.size += count * self.page_size
         self.pages += count
-        if self.out.size >= WRITE_PIECE and not self.deferred:
-            self.flush()
+        if not self.deferred:
+            self.maybe_flush()
         return id
 
     cdef int note_places(self, uint64_t offset) except -1 nogil:

@@ -11,16 +11,6 @@ from quorate.core._mvcc cimport Store
 from quorate.core._version cimport Version
 
 
-cdef enum Stage:
-    STAGE_LEASES = 0
-    STAGE_KEYS = 1
-    STAGE_DONE = 2
-
-
-# The order of the bucket `lease`, for qsort of SavedLease.
-cdef int by_id(const void *one, const void *other) noexcept nogil
-
-
 cdef class Checkpoint:
     cdef Store store
     cdef BoltWriter writer
@@ -28,20 +18,15 @@ cdef class Checkpoint:
     cdef readonly int64_t revision          # the store's when it began: nothing newer is written
     cdef readonly int64_t compact_revision  # what a compaction to it takes is not written; or -1
     cdef readonly uint64_t pairs            # written so far
-    cdef readonly uint64_t versions         # of these, in the bucket `key`
-    cdef Stage stage
+    cdef bint done                          # all are
     cdef bint holding                       # the store keeps what is to be written
     cdef int64_t held
     cdef HistoryCursor at
-    cdef Buffer leases                      # SavedLease, sorted as the file has them
-    cdef size_t lease_at
     cdef Buffer scratch
     cdef size_t place_at                    # of the next pair that is looked at, in `places`
 
-    cdef _begin_keys(self)
     cdef bint _map_values(self, Mapping mapping, uint64_t pairs) noexcept nogil
 
-    cdef bint _lease_step(self, uint64_t pairs) except -1
     cdef bint _key_step(self, uint64_t pairs) except -1
     cdef bint _is_wanted(self, const Version *version) noexcept nogil
     cdef int _write_version(self, const Version *version) except -1 nogil

@@ -2,7 +2,7 @@
 
 Rules:
 1. What is written is the store as it was when this began: versions do not change, newer ones come
-   behind, and what compactions from then on would take is held. Leases are copied at once.
+   behind, and what compactions from then on would take is held.
 2. A whole file is one in which the newest compaction is done, whether or not the store's own has
    come so far. etcd counts versions from what it finds, so garbage may be missing only from the
    oldest on: here all of it is.
@@ -11,16 +11,14 @@ Rules:
    made superfluous in the file is removed by the next one that is whole.
 4. Once the file is durable and mapped, values are read from it: `map_step`.
 5. What is damaged in memory is not written: the file before, and the log, still have it right.
-6. The other buckets, and the marks, are the caller's.
+6. The other buckets, and the marks, are the caller's; leases are `core/_leasebucket.pyx`'s.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport qsort
 
 from quorate.core._bytes cimport (
-    buffer_append, buffer_free, buffer_reserve, load_be64, load_le64, store_be64,
+    buffer_append, buffer_free, buffer_reserve, load_be64, load_le64,
 )
-from quorate.core._lessor cimport SavedLease
 from quorate.core._mapping cimport Mapping
 from quorate.core._protobuf cimport Span, write_varint
 from quorate.core._reply cimport (
@@ -28,7 +26,6 @@ from quorate.core._reply cimport (
     append_key_value,
     key_value_size,
     number_size,
-    write_number,
 )
 from quorate.core._version cimport (
     VERSION_OUTSIDE,
@@ -39,74 +36,52 @@ from quorate.core._version cimport (
     version_lease,
     version_value_size,
 )
+from quorate.core._versionrecord cimport (
+    RECORD_KEY, RECORD_KEY_MAX, RECORD_SUB_AT, write_record_key,
+)
 
 from quorate.core.errors import Fatal
 
 cdef enum:
-    REVISION_BYTES = 17
-    SUB_AT = 9
-    UNDERSCORE = 95
-    MARK = 116              # 't' behind the revision of a tombstone
     TAG_KEY = 10
-    LEASE_BYTES_MAX = 33
 
 
 cdef class Checkpoint:
-    """Writes the buckets `lease` and `key`."""
+    """Writes the bucket `key`."""
 
-    def __init__(
-            self, Store store not None, BoltWriter writer not None, *, int64_t after=0,
-            bint leases=True):
-        """`writer` has no open bucket. With `after`, a revision, its file has all up to there.
-
-        Without `leases` that bucket is left as it is.
-        """
+    def __init__(self, Store store not None, BoltWriter writer not None, *, int64_t after=0):
+        """`writer` has no open bucket. With `after`, a revision, its file has all up to there."""
         self.store = store
         self.writer = writer
         self.after = after
         self.revision = store.revision
         self.compact_revision = store.compact_revision
         store.history_seek(&self.at, after + 1, 0)
-        if leases:
-            store.lessor.append_saved(&self.leases)
-            if self.leases.size:
-                qsort(self.leases.data, self.leases.size // sizeof(SavedLease),
-                      sizeof(SavedLease), by_id)
-            writer.begin(b"lease")
+        if after:
+            writer.extend(b"key", places=True)
         else:
-            self._begin_keys()
+            writer.begin(b"key", places=True)
         # Last, because who fails here is never closed.
         self.held = store.hold()
         self.holding = True
 
     def __dealloc__(self):
-        buffer_free(&self.leases)
         buffer_free(&self.scratch)
 
     def step(self, uint64_t pairs):
         """Write so many pairs more; False when all are written. Raises DiskError, Fatal."""
-        if self.stage == STAGE_LEASES and not self._lease_step(pairs):
+        if not self.done and not self._key_step(pairs):
             self.writer.end()
-            self._begin_keys()
-        elif self.stage == STAGE_KEYS and not self._key_step(pairs):
-            self.writer.end()
-            self.stage = STAGE_DONE
+            self.done = True
             self.store.history_seek(&self.at, self.after + 1, 0)
-        return self.stage != STAGE_DONE
-
-    cdef _begin_keys(self):
-        if self.after:
-            self.writer.extend(b"key", places=True)
-        else:
-            self.writer.begin(b"key", places=True)
-        self.stage = STAGE_KEYS
+        return not self.done
 
     def map_step(self, Mapping mapping not None, uint64_t pairs):
         """Have so many values more be read from `mapping`, which is of the finished file and which
         the store knows; False when all are.
         """
         cdef bint more
-        assert self.stage == STAGE_DONE and self.holding
+        assert self.done and self.holding
         with nogil:
             more = self._map_values(mapping, pairs)
         return more
@@ -125,10 +100,10 @@ cdef class Checkpoint:
                 self.place_at += sizeof(uint64_t)
                 continue
             if (load_be64(pair) == <uint64_t>version.mod_revision
-                    and load_be64(pair + SUB_AT) == version.sub):
+                    and load_be64(pair + RECORD_SUB_AT) == version.sub):
                 self.place_at += sizeof(uint64_t)
                 if version.flags & VERSION_OUTSIDE:
-                    self.store.map_value(version, pair + REVISION_BYTES + head_size(version))
+                    self.store.map_value(version, pair + RECORD_KEY + head_size(version))
             version = self.store.history_next(&self.at)
         return False
 
@@ -137,23 +112,6 @@ cdef class Checkpoint:
         if self.holding:
             self.holding = False
             self.store.release_hold(self.held)
-
-    cdef bint _lease_step(self, uint64_t pairs) except -1:
-        cdef uint8_t[8] key
-        cdef uint8_t[LEASE_BYTES_MAX] value
-        cdef uint8_t *end
-        cdef const SavedLease *lease
-        while pairs and self.lease_at < self.leases.size:
-            lease = <const SavedLease *>(self.leases.data + self.lease_at)
-            store_be64(key, <uint64_t>lease.id)
-            end = write_number(value, 8, <uint64_t>lease.id)
-            end = write_number(end, 16, <uint64_t>lease.ttl)
-            end = write_number(end, 24, <uint64_t>lease.remaining)
-            self.writer.push(Span(&key[0], 8), Span(&value[0], end - &value[0]))
-            self.lease_at += sizeof(SavedLease)
-            self.pairs += 1
-            pairs -= 1
-        return self.lease_at < self.leases.size
 
     cdef bint _key_step(self, uint64_t pairs) except -1:
         cdef const Version *version
@@ -169,7 +127,6 @@ cdef class Checkpoint:
                                 f"revision {version.mod_revision} ({version.sub}) is damaged in "
                                 "memory, and so not written")
                     self._write_version(version)
-                    self.versions += 1
                     self.pairs += 1
                 pairs -= 1
         return True
@@ -187,25 +144,22 @@ cdef class Checkpoint:
 
     cdef int _write_version(self, const Version *version) except -1 nogil:
         """A pair of the bucket `key`: what a compaction and a hash of etcd see."""
-        cdef uint8_t[REVISION_BYTES + 1] name
+        cdef uint8_t[RECORD_KEY_MAX] name
+        cdef size_t name_size = write_record_key(name, version) - &name[0]
         cdef size_t size
-        store_be64(name, <uint64_t>version.mod_revision)
-        name[8] = UNDERSCORE
-        store_be64(name + 9, version.sub)
         self.scratch.size = 0
         if version_is_tombstone(version):
-            name[REVISION_BYTES] = MARK
             size = version_key_size(version)
             buffer_reserve(&self.scratch, 11)
             self.scratch.data[0] = TAG_KEY
             self.scratch.size = write_varint(self.scratch.data + 1, size) - self.scratch.data
             buffer_append(&self.scratch, version_key(version), size)
             return self.writer.push(
-                Span(&name[0], REVISION_BYTES + 1), Span(self.scratch.data, self.scratch.size))
+                Span(&name[0], name_size), Span(self.scratch.data, self.scratch.size))
         size = key_value_size(version, OMIT_NOTHING)
         append_key_value(&self.scratch, TAG_KEY, version, OMIT_NOTHING)
         return self.writer.push(
-            Span(&name[0], REVISION_BYTES),
+            Span(&name[0], name_size),
             Span(self.scratch.data + self.scratch.size - size, size))
 
 
@@ -214,17 +168,10 @@ cdef inline bint is_before(const uint8_t *pair, const Version *version) noexcept
     cdef uint64_t revision = load_be64(pair)
     if revision != <uint64_t>version.mod_revision:
         return revision < <uint64_t>version.mod_revision
-    return load_be64(pair + SUB_AT) < version.sub
+    return load_be64(pair + RECORD_SUB_AT) < version.sub
 
 
 cdef inline size_t head_size(const Version *version) noexcept nogil:
     """Bytes of a mvccpb.KeyValue before those of its value."""
     return (key_value_size(version, OMIT_NOTHING) - version_value_size(version)
             - number_size(<uint64_t>version_lease(version)))
-
-
-cdef int by_id(const void *one, const void *other) noexcept nogil:
-    """The order of the file's keys: ids as numbers without a sign."""
-    cdef uint64_t left = <uint64_t>(<const SavedLease *>one).id
-    cdef uint64_t right = <uint64_t>(<const SavedLease *>other).id
-    return (left > right) - (left < right)

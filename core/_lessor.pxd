@@ -51,6 +51,17 @@ cdef struct SavedLease:
     int64_t remaining
 
 
+cdef struct LeaseChange:
+    # What the log has of it since an entry; a TTL of 0: it is revoked.
+    SavedLease lease
+    uint64_t order          # among all that are noted
+
+
+cdef struct LeaseWalk:
+    uint64_t bucket         # the next one
+    bint is_new             # of `buckets`: those of `old_buckets` are walked
+
+
 cdef class Lessor:
     cdef readonly Arena arena
     cdef public int64_t now             # milliseconds of the core's monotonic clock
@@ -81,6 +92,11 @@ cdef class Lessor:
     cdef uint64_t moved
     cdef public uint64_t seed           # of the hash; set before the first lease, or never
 
+    # For the next checkpoint; see rule 8.
+    cdef Buffer changes                 # LeaseChange, in order
+    cdef readonly bint noting           # they are all since the last checkpoint, or the walk began
+    cdef public bint walking            # somebody walks
+
     cdef Due *heap                      # four children each
     cdef uint32_t heap_count
     cdef uint32_t heap_capacity
@@ -105,6 +121,7 @@ cdef class Lessor:
     # Lists.
     cdef int append_rows(self, Buffer *rows) except -1          # LeaseRow, in no order
     cdef int append_saved(self, Buffer *rows) except -1         # SavedLease, in no order
+    cdef bint walk(self, LeaseWalk *at, uint64_t budget, Buffer *rows) except -1 nogil
     cdef uint64_t count_keys(self, const Lease *lease, uint64_t at_most) noexcept nogil
     cdef size_t keys_size(self, const Lease *lease) noexcept nogil      # memory to list its keys
     cdef int append_keys(self, const Lease *lease, Buffer *rows) except -1      # KeyRow, sorted
@@ -114,6 +131,8 @@ cdef class Lessor:
     cdef Lease **_bucket(self, int64_t lease_id) noexcept nogil
     cdef void _resize(self, uint64_t count) noexcept nogil
     cdef void _move_some(self, uint64_t buckets) noexcept nogil
+    cdef void _forget(self) noexcept nogil
+    cdef void _note(self, const Lease *lease, int64_t ttl) noexcept nogil
     cdef int64_t _due(self, const Lease *lease) noexcept nogil
     cdef bint _reserve_heap(self, uint32_t count) noexcept nogil
     cdef void _push(self, Lease *lease) noexcept nogil

@@ -19,20 +19,25 @@ from libc.string cimport memcpy, memset
 from quorate.core._bytes cimport crc32c, load_be64
 from quorate.core._errors cimport ERROR_NONE
 from quorate.core._keytree cimport Item, Path
+from quorate.core._leaserecord cimport read_lease
+from quorate.core._lessor cimport SavedLease
 from quorate.core._protobuf cimport (
     WIRE_BYTES, WIRE_VARINT, Reader, read_bytes, read_tag, read_varint, skip_field,
 )
 from quorate.core._version cimport (
     Version, version_is_tombstone, version_key, version_unseal,
 )
-from quorate.core._versionrecord cimport record_size
+from quorate.core._versionrecord cimport (
+    RECORD_KEY,
+    RECORD_KEY_MAX,
+    RECORD_SUB_AT,
+    RECORD_TOMBSTONE,
+    RECORD_UNDERSCORE,
+    RECORD_UNDERSCORE_AT,
+    record_size,
+)
 
 from quorate.core.errors import Fatal
-
-cdef enum:
-    REVISION_BYTES = 17         # main, '_', sub: big-endian, so that their order is the bytes'
-    UNDERSCORE = 95
-    MARK = 116                  # 't' behind the revision of a tombstone
 
 
 class BackendError(Fatal):
@@ -109,27 +114,14 @@ cdef class Restore:
 
     cdef int _take_lease(self) except -1 nogil:
         """A leasepb.Lease under its id."""
-        cdef Reader reader = Reader(self.at.value.data, self.at.value.data + self.at.value.size)
-        cdef int64_t[4] numbers
-        cdef uint64_t number
-        cdef uint32_t field
-        cdef int wire
-        memset(numbers, 0, sizeof(numbers))
-        while reader.at < reader.end:
-            if not read_tag(&reader, &field, &wire):
-                return self._refuse(b"a malformed lease")
-            if wire == WIRE_VARINT and field <= 3:
-                if not read_varint(&reader, &number):
-                    return self._refuse(b"a malformed lease")
-                numbers[field] = <int64_t>number
-            elif not skip_field(&reader, field, wire):
-                return self._refuse(b"a malformed lease")
-        if self.at.key.size != 8 or <int64_t>load_be64(self.at.key.data) != numbers[1]:
-            return self._refuse(b"a lease under another's id")
-        if self.store.lessor.grant(numbers[1], numbers[2]) != ERROR_NONE:
+        cdef SavedLease saved
+        cdef const char *reason = read_lease(self.at.key, self.at.value, &saved)
+        if reason != NULL:
+            return self._refuse(reason)
+        if self.store.lessor.grant(saved.id, saved.ttl) != ERROR_NONE:
             return self._refuse(b"a lease that can't be")
-        if numbers[3] > 0:
-            self.store.lessor.checkpoint(self.store.lessor.find(numbers[1]), numbers[3])
+        if saved.remaining > 0:
+            self.store.lessor.checkpoint(self.store.lessor.find(saved.id), saved.remaining)
         return 0
 
     cdef int _take_pair(self) except -1 nogil:
@@ -137,17 +129,18 @@ cdef class Restore:
         cdef Pair pair
         cdef const uint8_t *name = self.at.key.data
         cdef uint64_t revision, sub
-        if self.at.key.size != REVISION_BYTES and (
-                self.at.key.size != REVISION_BYTES + 1 or name[REVISION_BYTES] != MARK):
+        if self.at.key.size != RECORD_KEY and (
+                self.at.key.size != RECORD_KEY_MAX or name[RECORD_KEY] != RECORD_TOMBSTONE):
             return self._refuse(b"this is no revision")
         revision = load_be64(name)
-        sub = load_be64(name + 9)
-        if name[8] != UNDERSCORE or revision == 0 or revision >> 63 or sub >> 32:
+        sub = load_be64(name + RECORD_SUB_AT)
+        if (name[RECORD_UNDERSCORE_AT] != RECORD_UNDERSCORE or revision == 0 or revision >> 63
+                or sub >> 32):
             return self._refuse(b"this is no revision")
         memset(&pair, 0, sizeof(Pair))
         pair.revision = <int64_t>revision
         pair.sub = <uint32_t>sub
-        pair.tombstone = self.at.key.size > REVISION_BYTES
+        pair.tombstone = self.at.key.size > RECORD_KEY
         pair.is_bump = self.at.value.size == 0 and not pair.tombstone
         if not read_pair(&self.at.value, &pair) or (pair.key.size == 0 and not pair.is_bump):
             return self._refuse(b"a malformed key-value")

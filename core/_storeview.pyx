@@ -12,6 +12,7 @@ from quorate.core._bytes cimport Buffer, buffer_free
 from quorate.core._errors cimport ERROR_NONE
 from quorate.core._history cimport HistoryCursor
 from quorate.core._keytree cimport Item, Path
+from quorate.core._lessor cimport SavedLease
 from quorate.core._mvcc cimport (
     STEP_BUDGET,
     Store,
@@ -178,6 +179,21 @@ cdef class StoreView:
             path.leaf.keys.items[path.index] = <Item *>version.previous
             return
         at[bit // 8] ^= <uint8_t>(1 << bit % 8)
+
+    def leases(self):
+        """(id, TTL, remaining) of each, as the log has them, in order of ids."""
+        cdef Buffer rows = Buffer(NULL, 0, 0)
+        cdef const SavedLease *lease
+        cdef size_t at
+        found = []
+        try:
+            self.store.lessor.append_saved(&rows)
+            for at in range(0, rows.size, sizeof(SavedLease)):
+                lease = <const SavedLease *>(rows.data + at)
+                found.append((lease.id, lease.ttl, lease.remaining))
+        finally:
+            buffer_free(&rows)
+        return sorted(found)
 
     def figures(self):
         """Figures by name."""

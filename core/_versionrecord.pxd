@@ -16,8 +16,14 @@ cdef enum:
     # The page size, and what an element of a leaf page takes beside key and value.
     FILE_PAGE = 4096
     FILE_ELEMENT = 16
-    # Bytes of a key: revision, '_', sub; a tombstone has a 't' more.
-    BUCKET_KEY = 17
+    # Bytes of a key: revision, '_', sub, big-endian, so that their order is the bytes'; a tombstone
+    # has a 't' more.
+    RECORD_KEY = 17
+    RECORD_KEY_MAX = 18
+    RECORD_UNDERSCORE_AT = 8
+    RECORD_SUB_AT = 9
+    RECORD_UNDERSCORE = 95
+    RECORD_TOMBSTONE = 116
 
 
 cdef inline size_t bytes_field_size(size_t size) noexcept nogil:
@@ -31,7 +37,7 @@ cdef inline size_t integer_field_size(int64_t value) noexcept nogil:
 
 cdef inline size_t record_size(const Version *version) noexcept nogil:
     """What the version takes in a leaf page of a backend file; the larger ones take whole pages."""
-    cdef size_t size = FILE_ELEMENT + BUCKET_KEY + bytes_field_size(version.key_size)
+    cdef size_t size = FILE_ELEMENT + RECORD_KEY + bytes_field_size(version.key_size)
     if version_is_tombstone(version):
         return size + 1
     size += integer_field_size(version.create_revision) + integer_field_size(version.mod_revision)
@@ -49,17 +55,21 @@ cdef inline uint8_t *write_integer_field(uint8_t *at, int field, int64_t value) 
     return at
 
 
+cdef inline uint8_t *write_record_key(uint8_t *at, const Version *version) noexcept nogil:
+    """The key, into RECORD_KEY_MAX bytes; where it ends."""
+    store_be64(at, <uint64_t>version.mod_revision)
+    at[RECORD_UNDERSCORE_AT] = RECORD_UNDERSCORE
+    store_be64(at + RECORD_SUB_AT, version.sub)
+    if version_is_tombstone(version):
+        at[RECORD_KEY] = RECORD_TOMBSTONE
+        return at + RECORD_KEY_MAX
+    return at + RECORD_KEY
+
+
 cdef inline uint32_t crc_of_record(uint32_t crc, const Version *version) noexcept nogil:
     """Carry `crc` on over key and value in the bucket: a revision and a mvccpb.KeyValue."""
     cdef uint8_t[64] bytes
-    cdef uint8_t *at = bytes
-    store_be64(at, <uint64_t>version.mod_revision)
-    at[8] = b"_"
-    store_be64(at + 9, version.sub)
-    at += BUCKET_KEY
-    if version_is_tombstone(version):
-        at[0] = b"t"
-        at += 1
+    cdef uint8_t *at = write_record_key(bytes, version)
     if version.key_size == 0:
         # See core/_restore.pyx, rule 2.
         return crc32c(crc, bytes, at - bytes)

@@ -9,25 +9,24 @@ Rules:
 3. A compaction counts as done, whether or not its removal is.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport qsort
 
 from quorate.core._bytes cimport (
-    Buffer, buffer_append, buffer_free, crc32c, store_be64,
+    Buffer, buffer_append, buffer_free, crc32c,
 )
-from quorate.core._checkpoint cimport by_id
+from quorate.core._leasebucket cimport by_id
+from quorate.core._leaserecord cimport LEASE_KEY, LEASE_VALUE_MAX, write_lease
 from quorate.core._lessor cimport SavedLease
 from quorate.core._port cimport Port
 from quorate.core._record cimport REPLY_WHOLE
-from quorate.core._reply cimport append_header, append_number, write_number
+from quorate.core._reply cimport append_header, append_number
 from quorate.core._version cimport version_is_tombstone
 from quorate.core._versionrecord cimport crc_of_record
 
 cdef enum:
     # Versions hashed per step.
     STEP_HASHES_MAX = 1000
-    # A leasepb.Lease.
-    LEASE_BYTES_MAX = 33
 
 
 cdef uint32_t crc_of(uint32_t crc, bytes data) noexcept:
@@ -62,20 +61,15 @@ cdef class WholeHash(LongReply):
         """The bucket `lease`."""
         cdef Buffer rows = Buffer(NULL, 0, 0)
         cdef Buffer out = Buffer(NULL, 0, 0)
-        cdef uint8_t[8 + LEASE_BYTES_MAX] pair
+        cdef uint8_t[LEASE_KEY + LEASE_VALUE_MAX] pair
         cdef uint8_t *end
-        cdef const SavedLease *lease
         cdef size_t at = 0
         try:
             self.store.lessor.append_saved(&rows)
             qsort(rows.data, rows.size // sizeof(SavedLease), sizeof(SavedLease), by_id)
             buffer_append(&out, <const uint8_t *>b"lease", 5)
             while at < rows.size:
-                lease = <const SavedLease *>(rows.data + at)
-                store_be64(pair, <uint64_t>lease.id)
-                end = write_number(&pair[8], 8, <uint64_t>lease.id)
-                end = write_number(end, 16, <uint64_t>lease.ttl)
-                end = write_number(end, 24, <uint64_t>lease.remaining)
+                end = write_lease(pair, <const SavedLease *>(rows.data + at))
                 buffer_append(&out, pair, end - pair)
                 at += sizeof(SavedLease)
             return out.data[:out.size]

@@ -41,7 +41,7 @@ from quorate.core.errors import (
     NotImplementedError,
 )
 from quorate.core.snapshots import Handed, Loan, SnapshotDone
-from quorate.core.version import SERVER_VERSION, STORAGE_VERSION
+from quorate.core.version import SERVER_VERSION
 
 
 class Figures(NamedTuple):
@@ -58,6 +58,7 @@ class Figures(NamedTuple):
     database_bytes: int
     database_bytes_in_use: int
     quota_bytes: int  # 0 = no quota
+    storage_version: str  # of the backend file
 
 
 class Alarm(NamedTuple):
@@ -161,7 +162,7 @@ def handle_status(node: Node, payload: bytes, answer: Answer) -> None:
         errors=errors,
         db_size_in_use=figures.database_bytes_in_use,
         is_learner=figures.is_learner,
-        storage_version=STORAGE_VERSION,
+        storage_version=figures.storage_version,
         db_size_quota=figures.quota_bytes,
     )
     answer(bytes(response))

@@ -80,6 +80,14 @@ class Backend:
         """What is known of the file as a whole."""
         return dict(self.items(b"meta")).get(key)
 
+    @property
+    def storage_version(self) -> str:
+        """As etcd tells it: 3.5 has no mark of it, but a term, which 3.4 has not."""
+        version = self.mark(b"storageVersion")
+        if version is not None:
+            return version.decode(errors="replace")
+        return "3.5.0" if any(self.mark(b"term") or b"") else ""
+
     def revision(self, key: bytes) -> int:
         """A revision among the marks; 0 when there is none. Raises BackendError."""
         value = self.mark(key)
@@ -195,6 +203,7 @@ def restore(backend: Backend, start: Start, state: State, logger: Logger) -> Non
         progress.come(pairs=pairs.pairs, revision=state.store.revision)
     scheduled = backend.revision(b"scheduledCompactRev")
     pairs.finish(scheduled, backend.revision(b"finishedCompactRev"))
+    state.store.lessor.note_changes()
     state.restore(start.index, backend.index, start.cluster, read_alarms(backend))
     logger.info("read the backend file", pairs=pairs.pairs, revision=state.store.revision)
 

@@ -3,6 +3,7 @@
 Rules:
 1. A checkpoint is the state after one entry, between two turns. It is written in slices: the turns
    go on, a thread writes what has gathered, at a pace that leaves the device to the log's syncs.
+   Where all leases have to be looked at, that is done before the moment.
 2. As a rule it goes on with the file: new versions come behind what is there, the small buckets are
    written anew, and the last thing is the other meta. A crash before leaves the file as it was. No
    page is used twice, so who reads the file of one meta is never disturbed.
@@ -31,6 +32,7 @@ from ._bolt import Bolt
 from ._boltwriter import BoltWriter
 from ._checkpoint import Checkpoint
 from ._disk import Disk, DiskError
+from ._leasebucket import LeaseBucket
 from ._mapping import Mapping
 from ._wal import Wal
 from ._walread import SEGMENT_NAME
@@ -40,6 +42,7 @@ from .buckets import Carried, carried_buckets, small_buckets
 from .config import Config
 from .errors import Fatal
 from .limits import (
+    CHECKPOINT_BYTES_PER_SECOND,
     CHECKPOINT_LOG_BYTES,
     CHECKPOINT_PAUSE_SECONDS,
     CHECKPOINT_RETRY_SECONDS,
@@ -60,6 +63,8 @@ STOP_BYTES_MAX = 256 * 1024 * 1024
 STOP_ENTRIES_MIN = 100
 # Pairs encoded, or values moved into the mapping, in a turn: about 100 microseconds.
 PAIRS_STEP = 400
+# Leases looked at in a turn, and buckets of their table: about 100 microseconds.
+LEASES_STEP = 2000
 # etcd removes what is named like this when it starts, and so do we.
 TEMPORARY = "db.tmp.checkpoint"
 NOTHING_SAVED = (1 << 63) - 1
@@ -80,8 +85,6 @@ class Saved:
     size: int = 0
     mapping: Mapping | None = None
     """Where its values are read; None when they are not."""
-    leases: int = 0
-    """Changes of leases that it has."""
     can_extend: bool = False
 
 
@@ -93,7 +96,6 @@ class Taken:
     term: int
     conf_state: ConfState
     cluster: Cluster
-    leases: int
     buckets: dict[bytes, list[tuple[bytes, bytes]]]
 
 
@@ -186,6 +188,8 @@ class Checkpoints:
         self.begun_index = 0
         self.failures = 0
         self.failure = DiskError("write", self.path, errno.EIO)
+        # As etcd tells it of the file; before there is one, of the one that will be.
+        self.storage_version = f"{config.storage_version}.0"
         self._steps: Steps | None = None
         self._future: Future[object] | None = None
         # On the backend file, as bbolt's; -1: there is none yet.
@@ -197,13 +201,13 @@ class Checkpoints:
 
     def _take_over(self, backend: Backend) -> None:
         """Go on with the file that the state was restored from."""
+        self.storage_version = backend.storage_version
         self.saved = Saved(
             backend.index,
             self.state.store.saved_revision,
             backend.revision(b"finishedCompactRev"),
             backend.size,
             backend.mapping,
-            0,
             backend.bolt.warning is None and backend.bolt.has_pages(b"key"),
         )
 
@@ -277,15 +281,20 @@ class Checkpoints:
         self._log_bytes = self.wal.written_bytes
         self._rest_until = now + int(CHECKPOINT_PAUSE_SECONDS * 1000)
         whole = self.wants_whole()
-        finished = self.state.store.compact_revision if whole else self.saved.finished
-        taken = self._take(finished)
+        leases = LeaseBucket(self.state.store.lessor, whole=whole)
         try:
-            yield from self._write(whole, finished, taken)
+            while leases.step(LEASES_STEP):
+                yield None
+            leases.take()
+            finished = self.state.store.compact_revision if whole else self.saved.finished
+            taken = self._take(finished)
+            yield from self._write(whole, finished, taken, leases)
         except Fatal as failure:
             self.logger.error("failed to write a checkpoint", error=str(failure))
             self._discard()
             # Nobody knows what the page cache has dropped of it: rule 3.
             self.saved = Saved(index=self.saved.index)
+            self.state.store.lessor.forget_changes()
             self.set_saved_revision()
             self.wanted_index = 0
             self.failures += 1
@@ -293,6 +302,8 @@ class Checkpoints:
                 self.failure = failure
             self._retry_at = self.clock() + int(CHECKPOINT_RETRY_SECONDS * 1000)
             return
+        finally:
+            leases.close()
         try:
             yield from self._follow(taken)
         except Fatal as failure:
@@ -328,31 +339,28 @@ class Checkpoints:
 
     # --- one checkpoint
 
-    def _write(self, whole: bool, finished: int, taken: Taken) -> Steps:
+    def _write(self, whole: bool, finished: int, taken: Taken, leases: LeaseBucket) -> Steps:
         """The file, and its values read from there."""
         self.begun_index = taken.index
+        size = 0 if whole else self.saved.size
         writer = self._open_writer(whole)
         try:
-            pairs = Checkpoint(
-                self.state.store,
-                writer,
-                after=0 if whole else self.saved.revision,
-                leases=whole or taken.leases != self.saved.leases,
-            )
+            after = 0 if whole else self.saved.revision
+            pairs = Checkpoint(self.state.store, writer, after=after)
             try:
-                yield from self._write_file(writer, pairs, taken)
+                yield from self._write_file(writer, pairs, taken, leases)
                 mapping = self.saved.mapping
                 if whole:
                     yield from self._run(self._publish)
                     mapping = self._map()
+                self.storage_version = f"{self.config.storage_version}.0"
                 self.saved = Saved(
                     taken.index,
                     pairs.revision,
                     finished,
                     writer.pages * writer.page_size,
                     mapping,
-                    taken.leases,
-                    not whole or pairs.versions > 0,
+                    not whole or pairs.pairs > 0,
                 )
                 if mapping is not None and shows(mapping, self.saved.size, whole):
                     while pairs.map_step(mapping, PAIRS_STEP):
@@ -361,6 +369,9 @@ class Checkpoints:
                 pairs.close()
         finally:
             writer.close()
+        written = self.saved.size - size
+        rest = self.clock() + written * 1000 // CHECKPOINT_BYTES_PER_SECOND
+        self._rest_until = max(self._rest_until, rest)
         # Not before: what is to be moved into the mapping must not be removed by a compaction.
         self.set_saved_revision()
         dropped = self.state.store.values.drop_mappings()
@@ -370,17 +381,21 @@ class Checkpoints:
             index=taken.index,
             revision=pairs.revision,
             pairs=pairs.pairs,
+            leases=leases.written,
             bytes=self.saved.size,
             whole=whole,
         )
 
-    def _write_file(self, writer: BoltWriter, pairs: Checkpoint, taken: Taken) -> Steps:
+    def _write_file(
+        self, writer: BoltWriter, pairs: Checkpoint, taken: Taken, leases: LeaseBucket
+    ) -> Steps:
         """All of the file, durably."""
         while pairs.step(PAIRS_STEP):
             if writer.piece_waits:
                 yield from self._run(writer.write_piece)
             else:
                 yield None
+        yield from self._run(partial(leases.write, writer))
         for name, bucket in taken.buckets.items():
             writer.begin(name)
             for key, value in bucket:
@@ -402,13 +417,11 @@ class Checkpoints:
         index = state.applied
         term = self.raft.log.term(index)
         members = state.members
-        lessor = state.store.lessor
         return Taken(
             index,
             term,
             state.conf_state(),
             Cluster(tuple(members.list()), tuple(members.removed()), members.cluster_version),
-            lessor.granted + lessor.revoked + lessor.checkpoints,
             small_buckets(
                 state,
                 index,

@@ -178,12 +178,21 @@ assert WATCH_MESSAGE_BYTES_MAX < WATCH_SEND_BYTES_HIGH
 CHECKPOINT_LOG_BYTES = 64 * 1024 * 1024
 # After so many entries alone not sooner than this after the one before: its syncs are not free.
 CHECKPOINT_PAUSE_SECONDS = 1.0
+# And not sooner than if it had written at this rate: 10,000 changes of a million leases with random
+# ids write all of these anew, 43 MB.
+CHECKPOINT_BYTES_PER_SECOND = 16 * 1024 * 1024
 # After one that failed.
 CHECKPOINT_RETRY_SECONDS = 30.0
 # Leaves of so many bytes take several pages in a row, and less than a hundredth is lost at ends.
 LEAF_BYTES = 64 * 1024
 # A file is written anew when more than half of it, and more than this, is garbage.
 GARBAGE_BYTES_MIN = 16 * 1024 * 1024
+# Leaves of leases: a checkpoint writes those anew in which a lease changed, and all branches over
+# them. With a million leases the branches are 150 KB; larger leaves make those of few changes dear.
+LEASE_LEAF_BYTES = 8 * 1024
+# Changes of leases that are noted for the next checkpoint, 32 bytes each: so many, or a quarter of
+# the leases if that is more. Where more of them change, few leaves would stay as they are.
+LEASE_CHANGES_MIN = 65536
 # Address space kept for a backend file, which is mapped only as far as it reaches.
 BACKEND_REACH_MIN = 64 * 1024 * 1024 * 1024
 

@@ -43,6 +43,7 @@ class Report:
             database_bytes=size,
             database_bytes_in_use=size_in_use,
             quota_bytes=self.config.quota_bytes,
+            storage_version=node.checkpoints.storage_version,
         )
 
     def members(self) -> Sequence[admin.MemberInfo]:

@@ -29,6 +29,7 @@ FIGURES = Figures(
     database_bytes=20480,
     database_bytes_in_use=16384,
     quota_bytes=2 << 30,
+    storage_version="3.7.0",
 )
 
 

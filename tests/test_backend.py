@@ -149,6 +149,24 @@ def test_members_of_a_file_with_a_storage_version(directory: Directory) -> None:
     assert state.members.cluster_version == "3.6.0"
 
 
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ({"storageVersion": b"3.6.0", "term": bytes(7) + b"\2"}, "3.6.0"),
+        ({"term": bytes(7) + b"\2"}, "3.5.0"),
+        ({"term": bytes(8)}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_storage_version_is_what_etcd_tells(
+    directory: Directory, said: dict[str, bytes], version: str
+) -> None:
+    directory.write({b"meta": marks(9, **said)})
+    backend = open_backend(directory.disk, directory.snap)
+    assert backend is not None
+    assert backend.storage_version == version
+
+
 def test_a_tombstone_of_what_is_compacted_is_kept(directory: Directory) -> None:
     """A watch from its revision on has to hear of it (#19179)."""
     keys = {

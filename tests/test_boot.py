@@ -324,11 +324,16 @@ def test_versions_are_lowered_when_that_is_asked_for(storage: str, written: str)
     assert file_says(disk) == ("3.7.0", "3.7.0")
     member = Member(disk, storage_version=storage)
     index = member.node.applier.applied
+    # What the file says, not what it is asked to say.
+    assert member.report.figures().storage_version == "3.7.0"
+    member.settle()
+    assert member.report.figures().storage_version == f"{storage}.0"
     member.node.close()
     assert file_says(disk) == (f"{storage}.0", written)
     # All is lowered: a further start has nothing to do.
     member = Member(disk, storage_version=storage)
     assert member.node.state.members.cluster_version == f"{storage}.0"
+    assert member.report.figures().storage_version == f"{storage}.0"
     assert member.node.applier.applied == index + 1  # of the new term
     assert member.node.checkpoints.wanted_index == 0
     member.check()

@@ -46,7 +46,7 @@ def told(member: Member) -> object:
         view.history(),
         [view.range(b"\0", b"\0", revision) for revision in revisions],
         view.hash_kv(),
-        sorted(member.node.applier.lessor.metrics()[4]),
+        view.leases(),
     )
 
 
@@ -82,18 +82,31 @@ class Session:
     def act(self, member: Member) -> None:
         chance, store = self.chance, member.node.state.store
         dice, key = chance.random(), chance.choice(KEYS)
-        if dice < 0.6:
+        if dice < 0.55:
             member.put(key, chance.randbytes(chance.choice((0, 10, 100, 3000))))
-        elif dice < 0.75:
+        elif dice < 0.65:
             member.call("KV/DeleteRange", {"key": key})
-        elif dice < 0.8:
+        elif dice < 0.73:
             self.lease += 1
             member.call("Lease/LeaseGrant", {"ID": self.lease, "TTL": 1000})
             member.call("KV/Put", {"key": key, "value": bytes(80), "lease": self.lease})
+        elif dice < 0.8:
+            self.act_on_lease(member)
         elif store.revision > max(store.compact_revision, 0) + 1:
             oldest = max(store.compact_revision, 0) + 1
             revision = chance.randrange(oldest, store.revision + 1)
             member.call("KV/Compact", {"revision": revision, "physical": dice < 0.9})
+
+    def act_on_lease(self, member: Member) -> None:
+        """One is revoked, or kept alive, or time brings its checkpoint or its end."""
+        dice, known = self.chance.random(), StoreView(member.node.state.store).leases()
+        if dice < 0.5:
+            member.now += self.chance.choice((400_000, 2_000_000))
+            member.settle()
+        elif known and dice < 0.8:
+            member.refused("Lease/LeaseRevoke", {"ID": self.chance.choice(known)[0]})
+        elif known:
+            member.keep_alive(self.chance.choice(known)[0])
 
 
 def operations_of(number: int) -> int:
@@ -199,6 +212,71 @@ def test_old_segments_and_snapshot_files_go() -> None:
     assert len([n for n in disk.list(SNAP) or () if n.endswith(".snap")]) in (3, 4)
     before = member.everything()
     assert Member(disk.crash("nothing")).everything() == before
+
+
+def test_a_large_checkpoint_is_followed_by_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few entries make a checkpoint large, a disk is not kept busy with them."""
+    monkeypatch.setattr("quorate.core.checkpoints.CHECKPOINT_BYTES_PER_SECOND", 10_000)
+    member = Member(new_disk(), **OFTEN)
+    member.put(b"k", bytes(100_000))
+    member.put(b"k")
+    member.settle()
+    checkpoints = member.node.checkpoints
+    first = checkpoints.saved
+    assert first.size > 100_000
+    for _ in range(4):
+        member.put(b"k")
+        member.put(b"k")
+        member.now += 2000
+    member.settle()
+    assert checkpoints.saved is first
+    member.now += 8000
+    member.settle()
+    assert checkpoints.saved.index == member.node.applier.applied
+    # Whoever asks for one gets it at once, however large the one before was.
+    member.put(b"k", bytes(100_000))
+    member.put(b"k")
+    checkpoints.demand().step()
+    member.settle()
+    assert checkpoints.saved.index == member.node.applier.applied
+
+
+@pytest.mark.parametrize("number", range(depth(6, 200)))
+def test_leases_go_on_while_they_are_walked(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grants, revokes, keep-alives and time between the slices of all checkpoints, of which some
+    find that too much has changed, some that the file has to be written anew.
+    """
+    monkeypatch.setattr("quorate.core.checkpoints.LEASES_STEP", 20)
+    monkeypatch.setattr("quorate.core.checkpoints.GARBAGE_BYTES_MIN", 1 << 14)
+    chance = random.Random(seed() + number)
+    disk = new_disk()
+    member = Member(disk, **OFTEN)
+    walked = 0
+    for at in range(600):
+        known, dice = range(1, 200), chance.random()
+        lease = chance.choice(known)
+        if dice < 0.5:
+            ttl = chance.choice((10, 1000))
+            member.worker.start("Lease/LeaseGrant", {"ID": lease, "TTL": ttl})
+        elif dice < 0.7:
+            member.worker.start("Lease/LeaseRevoke", {"ID": lease})
+        elif dice < 0.8:
+            member.worker.start("Lease/LeaseKeepAlive", {"ID": lease})
+        elif dice < 0.9:
+            member.worker.start("KV/Put", {"key": b"%d" % (at % 9), "value": bytes(300)})
+        else:
+            member.now += chance.choice((100, 2000, 400_000))
+        lessor = member.node.applier.lessor
+        if at % 40 == 0 and not lessor.walking:
+            lessor.forget_changes()
+        walked += lessor.walking
+        member.turn()
+    member.settle()
+    expected = told(member)
+    assert walked > 10, f"seed {seed() + number}: {walked}"
+    assert Member(disk.copy()).node.applier.lessor.noting
+    assert expected == of_the_log(disk), f"seed {seed() + number}"
+    assert told(Member(disk.crash("nothing"), **OFTEN)) == expected, f"seed {seed() + number}"
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
