@@ -330,7 +330,7 @@ def test_a_failing_operation_ends_the_checkpoint_or_the_server_but_loses_nothing
         assert member.node.checkpoints.saved.can_extend, f"none after {at}"
         assert told(member) == of_the_log(disk), f"seed {number}, {at} failed"
         survives(disk.crash("nothing"), session, f"seed {number}, {at} failed")
-    assert min(went_on, died) > 2, (went_on, died)
+    assert min(went_on, died) > 0, (went_on, died)
 
 
 @pytest.mark.parametrize("where", ["key", "value"])
