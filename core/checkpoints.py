@@ -354,6 +354,7 @@ class Checkpoints:
                     taken.leases,
                     not whole or pairs.versions > 0,
                 )
+                self.state.unlike_rows = {}
                 if mapping is not None and shows(mapping, self.saved.size, whole):
                     while pairs.map_step(mapping, PAIRS_STEP):
                         yield None
