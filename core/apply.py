@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ._apply import Applier
 from ._mvcc import Store
@@ -36,6 +36,10 @@ FIELDS_NOT_APPLIED = frozenset({*range(1000, 1300), 1302})
 AlarmsDone = Callable[[Sequence[AlarmMember] | EtcdError], None]
 
 
+# (bucket, key) -> the value that a checkpoint would write, and that of the file; None for none.
+UnlikeRows = Mapping[tuple[bytes, bytes], tuple[bytes | None, bytes | None]]
+
+
 class State:
     """The replicated state of one member. `ports` is where those who wait for entries are."""
 
@@ -46,6 +50,8 @@ class State:
         self.applier = Applier(self.store, ports, self.apply_other)
         # Hears of every configuration change while it is being applied; raft, once there is one.
         self.conf_changed: Callable[[ConfChangeV2], object] = lambda change: None
+        # What the backend file says otherwise; a checkpoint ends that. See `buckets.py`, rule 5.
+        self.unlike_rows: UnlikeRows = {}
         self._waiting: dict[int, AlarmsDone] = {}
 
     @property

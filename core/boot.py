@@ -30,7 +30,7 @@ from ._run import Run
 from ._wal import Wal, make_directories
 from .apply import State
 from .backend import Backend, find_start, lock_backend, open_backend, read_members, restore
-from .buckets import hashed_buckets
+from .buckets import find_unlike_rows, hashed_buckets
 from .checkpoints import Checkpoints, Inline
 from .config import Config
 from .errors import Fatal
@@ -52,6 +52,7 @@ from .raft import Raft
 from .raftlog import RaftLog
 from .snapshots import Snapshots
 from .upkeep import add_duties
+from .version import STORAGE_VERSIONS
 
 # A lease's id is, as in etcd, 16 bits of this member's id and a count, which begins anywhere.
 LEASE_COUNT_BITS = 48
@@ -140,7 +141,8 @@ def start_node(
         doorbell,
     )
     snapshots = Snapshots(checkpoints.demand, lambda: state.applied, clock, logger)
-    batch.buckets = partial(hashed_buckets, state, checkpoints.carried)
+    stored = STORAGE_VERSIONS[config.storage_version]
+    batch.buckets = partial(hashed_buckets, state, checkpoints.carried, stored)
     node = Node(state, raft, wal, batch, ports, doorbell, logger, clock, checkpoints, snapshots)
     elect(node)
     go_down(node, backend, config.storage_version)
@@ -220,12 +222,16 @@ def recover(
     waiting: deque[Run] = deque()
     applied_term = 0
     progress = Progress(logger, "still reading the log")
+    compared = False
     for run in wal.recover():
         progress.come(applied_index=state.applied, revision=state.store.revision)
         waiting.append(run)
         while waiting and waiting[0].last_index <= wal.commit:
+            compared = compared or compare(config, backend, state)
             state.applier.apply(waiting[0])
             applied_term = waiting.popleft().term
+    if not compared:
+        compare(config, backend, state)
     term, vote, commit = wal.hard_state
     if term == 0 and backend is None:
         wal.close()
@@ -253,6 +259,15 @@ def recover(
     log = RaftLog(waiting, state.applied, applied_term or wal.start_term)
     hard_state = HardState(term, vote, max(commit, start.index))
     return wal, make_raft(config, wal, log, hard_state, state.conf_state())
+
+
+def compare(config: Config, backend: Backend | None, state: State) -> bool:
+    """Note what the file says otherwise than the state, once that has come to where the file is."""
+    if backend is None or state.applied < backend.index:
+        return False
+    stored = STORAGE_VERSIONS[config.storage_version]
+    state.unlike_rows = find_unlike_rows(state, backend, stored)
+    return True
 
 
 def all_members(state: State) -> tuple[int, ...]:

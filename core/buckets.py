@@ -6,6 +6,10 @@ Rules:
 2. What an earlier owner of the data left there and this version does not know (users and roles,
    buckets and marks of a later etcd) is carried along as it was.
 3. Everything is taken at once, so that it fits the index that it is written with.
+4. A file that is kept for etcd 3.5 and is of a cluster of 3.4 is one of 3.4: it has no term and no
+   confState. etcd 3.4 never changes the term that it finds there, and takes it into its Hash.
+5. Hash is of what the file holds and what came since. So until the first checkpoint what an etcd
+   wrote otherwise than this version does counts as that etcd wrote it, unless it changed.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ._restore import BackendError
-from .apply import State
+from .apply import State, UnlikeRows
 from .backend import Backend
 from .messages import ConfState
 from .version import STORAGE_VERSION
@@ -40,6 +44,8 @@ _OWN_KEYS: Mapping[bytes, frozenset[bytes]] = {
     b"cluster": frozenset((b"clusterVersion",)),
 }
 _NOT_HASHED = (b"consistent_index", b"storageVersion", b"term")
+# Differs where a compaction is under way: that is taken as done.
+_MARKS = (b"finishedCompactRev", b"scheduledCompactRev")
 # What etcd writes when it makes the bucket.
 _AUTH_NEW = {b"authRevision": (1).to_bytes(8, "big")}
 
@@ -63,9 +69,10 @@ def small_buckets(
     members = state.members
     known[b"meta"] = known.get(b"meta", {}) | {
         b"consistent_index": index.to_bytes(8, "big"),
-        b"term": term.to_bytes(8, "big"),
-        b"confState": conf_state_json(state.conf_state()),
     }
+    if storage_version or not is_of_3_4(members.cluster_version):
+        known[b"meta"][b"term"] = term.to_bytes(8, "big")
+        known[b"meta"][b"confState"] = conf_state_json(state.conf_state())
     for name, revision in ((b"scheduled", scheduled), (b"finished", finished)):
         if revision > 0:
             known[b"meta"][name + b"CompactRev"] = revision.to_bytes(8, "big") + b"_" + bytes(8)
@@ -83,11 +90,44 @@ def small_buckets(
     return {name: sorted(pairs.items()) for name, pairs in sorted(known.items())}
 
 
-def hashed_buckets(state: State, carried: Carried) -> dict[bytes, list[Pair]]:
+def is_of_3_4(cluster_version: str) -> bool:
+    """Whether the oldest member of the cluster is an etcd 3.4, or older."""
+    major, _, rest = cluster_version.partition(".")
+    return bool(rest) and (int(major), int(rest.partition(".")[0])) < (3, 5)
+
+
+def hashed_buckets(
+    state: State, carried: Carried, storage_version: str = STORAGE_VERSION
+) -> dict[bytes, list[Pair]]:
     """The same as Maintenance.Hash takes it: etcd leaves out what raft alone moves on."""
     compacted = state.store.compact_revision
-    found = small_buckets(state, 0, 0, scheduled=compacted, finished=compacted, carried=carried)
+    found = small_buckets(
+        state,
+        0,
+        0,
+        scheduled=compacted,
+        finished=compacted,
+        storage_version=storage_version,
+        carried=carried,
+    )
     found[b"meta"] = [pair for pair in found[b"meta"] if pair[0] not in _NOT_HASHED]
+    for (name, key), (ours, theirs) in state.unlike_rows.items():
+        rows = dict(found[name])
+        if rows.pop(key, None) == ours:
+            kept = () if theirs is None else ((key, theirs),)
+            found[name] = sorted([*rows.items(), *kept])
+    return found
+
+
+def find_unlike_rows(state: State, backend: Backend, storage_version: str) -> UnlikeRows:
+    """What the file says otherwise than a checkpoint of this state would, which is the file's."""
+    found: dict[tuple[bytes, bytes], tuple[bytes | None, bytes | None]] = {}
+    would = hashed_buckets(state, carried_buckets(backend), storage_version)
+    for name, pairs in would.items():
+        ours, theirs = dict(pairs), dict(backend.items(name))
+        for key in sorted({*ours, *theirs}.difference(_MARKS, _NOT_HASHED)):
+            if ours.get(key) != theirs.get(key):
+                found[name, key] = ours.get(key), theirs.get(key)
     return found
 
 

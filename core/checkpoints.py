@@ -362,6 +362,7 @@ class Checkpoints:
                     mapping,
                     not whole or pairs.pairs > 0,
                 )
+                self.state.unlike_rows = {}
                 if mapping is not None and shows(mapping, self.saved.size, whole):
                     while pairs.map_step(mapping, PAIRS_STEP):
                         yield None

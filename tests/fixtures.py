@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.needs import need
+from tests.needs import need, need_newer
 from tests.server import Program, Server, etcd, subject
 from tests.wire import Client
 
@@ -29,6 +29,14 @@ def program() -> Program:
 def debian_etcd() -> Program:
     """The real etcd that answers are compared with."""
     found = etcd(need("etcd"))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def newer_etcd() -> Program:
+    """A real etcd that is newer than Debian's."""
+    found = etcd(need_newer("etcd"))
     assert found is not None
     return found
 

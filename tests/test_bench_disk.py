@@ -104,12 +104,14 @@ def test_snapshots_go_on_beside_a_block_and_a_bad_one_is_told() -> None:
     with FakeMaintenance() as fake:
         with storing.snapshots_beside(stand_in(fake), storing.FAST) as done:
             while len(done) < 3:
+                # A list that another thread appends to, which cannot tell.
                 time.sleep(0.01)
         assert storing.rate_of(done) > 0
     with FakeMaintenance("something remains") as fake:
         beside = storing.snapshots_beside(stand_in(fake), storing.FAST)
         done = beside.__enter__()
         while not done:
+            # The same.
             time.sleep(0.01)
         with pytest.raises(workloads.WrongAnswer, match="not whole"):
             beside.__exit__(None, None, None)

@@ -75,6 +75,33 @@ def test_what_etcd_would_have_written() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("cluster_version", "storage_version", "is_of_3_4"),
+    [
+        ("3.4.0", "", True),
+        ("3.0.0", "", True),
+        ("3.5.0", "", False),
+        ("", "", False),
+        ("3.4.0", STORAGE_VERSION, False),
+    ],
+)
+def test_a_file_of_etcd_3_4(cluster_version: str, storage_version: str, is_of_3_4: bool) -> None:
+    """It has neither term nor configuration, and nobody from 3.5 on needs them."""
+    state = new_state()
+    state.members.restore(Cluster((MEMBER,), (), cluster_version), [])
+    rows = small_buckets(state, 9, 3, scheduled=0, finished=0, storage_version=storage_version)
+    marks = [key for key, _ in rows[b"meta"] if key != b"storageVersion"]
+    assert (
+        marks == [b"consistent_index"]
+        if is_of_3_4
+        else [
+            b"confState",
+            b"consistent_index",
+            b"term",
+        ]
+    )
+
+
 def test_a_new_cluster_says_nothing_of_what_has_not_happened() -> None:
     found = small_buckets(
         State([], Logger((), "info")), 1, 1, scheduled=-1, finished=0, storage_version=""

@@ -53,6 +53,7 @@ async def until(condition: Callable[[], object]) -> None:
     for _ in range(SECONDS_MAX * 1000):
         if condition():
             return
+        # By the test's clock, then for real: what is waited for tells neither.
         await trio.sleep(0.001)
         await trio.to_thread.run_sync(threading.Event().wait, 0.001)
     raise AssertionError("it does not come")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.fixtures import (
     client,
     debian_etcd,
+    newer_etcd,
     program,
     server,
     shared_client,
@@ -14,6 +15,7 @@ from tests.fixtures import (
 __all__ = [
     "client",
     "debian_etcd",
+    "newer_etcd",
     "program",
     "server",
     "shared_client",

@@ -103,7 +103,7 @@ def slow_readers(port: int, seconds: float) -> None:
             for number in range(1, 41, 2)
         )
         peers.append(connect(port, PREFACE + WIDE + OPEN_CONNECTION + asks))
-    time.sleep(seconds)
+    time.sleep(seconds)  # the attack: to hold them so
     for peer in peers:
         peer.close()
 
@@ -118,7 +118,7 @@ def shut_windows(port: int, seconds: float) -> None:
             for number in range(1, 41, 2)
         )
         peers.append(connect(port, PREFACE + SHUT + asks))
-    time.sleep(seconds)
+    time.sleep(seconds)  # the attack: to hold them so
     for peer in peers:
         peer.close()
 
@@ -319,7 +319,7 @@ def hold_idle(port: int, count: int) -> None:
     for number in range(count):
         peers.append(connect(port))
         if number % 100 == 99:
-            time.sleep(0.02)
+            time.sleep(0.02)  # so that no queue of connections overflows
     print("open", flush=True)
     sys.stdin.read()
     for peer in peers:

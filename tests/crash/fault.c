@@ -1,7 +1,7 @@
 /* Preloaded into a server under test: makes syncs and writes of its log slow or failing, as a shared file says.
  *
- * The file named by FAULT_CONTROL is mapped; its words are, in order: milliseconds that each sync takes longer; syncs to let pass
- * before one fails (-1: none fails); writes to let pass before one fails (-1: none fails); errno of the failure; then
+ * The file named by FAULT_CONTROL is mapped; its words are, in order: milliseconds that each sync takes longer, which end early when
+ * the word becomes smaller; syncs to let pass before one fails (-1: none fails); writes to let pass before one fails (-1: none fails); errno of the failure; then
  * counters: syncs and writes seen. Only files whose path contains "/wal/" are touched.
  */
 #define _GNU_SOURCE
@@ -50,9 +50,8 @@ static int fails(int left) {
 static int before_sync(int fd) {
     if (!of_log(fd)) return 0;
     control[SYNCS]++;
-    int64_t delay = control[DELAY_MS];
-    struct timespec pause = {delay / 1000, delay % 1000 * 1000000};
-    if (delay) nanosleep(&pause, NULL);
+    struct timespec pause = {0, 1000000};
+    for (int64_t slept = 0; slept < control[DELAY_MS]; slept++) nanosleep(&pause, NULL);
     return fails(SYNCS_LEFT);
 }
 

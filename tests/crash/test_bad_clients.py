@@ -68,6 +68,7 @@ class Bystander(Raw):
                 answer = self.ask(grpc_headers(path), data)
                 times.append(time.perf_counter() - began)
                 assert answer.status == 0, answer
+                # A client at leisure: what it feels is not its own load.
                 time.sleep(0.001)
         assert len(times) >= 20, f"only {len(times)} calls in {seconds} s"
         return sorted(times)[len(times) * 99 // 100]
@@ -87,6 +88,7 @@ def shrinks_to(server: Server, size: int) -> int:
     """Wait until the server's memory is down to that; what it is in the end."""
     end = time.monotonic() + SETTLE_SECONDS
     while (now := server.memory()) > size and time.monotonic() < end:
+        # /proc, which cannot tell.
         time.sleep(0.1)
     return now
 
@@ -132,12 +134,14 @@ def test_many_idle_connections_cost_little(server: Server, program: Program) -> 
     count = depth(2000, 10_000)
     with Client(server.port) as client:
         client.put(b"k", b"v")
+    # What the start and the put took is given back.
     time.sleep(0.5)
     memory, before = server.memory(), server.identity()
     with Bystander(server.port) as bystander, attacker("idle", server.port, count) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"open\n"
+            # So that the workers have accepted all of them.
             time.sleep(0.5)
             each = (server.memory() - memory) / count
             p99 = bystander.p99(QUIET_SECONDS)

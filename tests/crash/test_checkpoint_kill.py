@@ -157,6 +157,7 @@ class Disturber:
                     if "compacted" not in error.text:
                         self.errors.append(error)
                         return
+                # So often: without a pause it would hold up the writers.
                 time.sleep(0.01)
 
     def verify(self, client: Client) -> None:
@@ -233,6 +234,7 @@ def kill_often(server: Server, chance: random.Random, kills: int, directory: Pat
     revision = 0
     for number in range(kills):
         with loaded(server.port, [*writers, disturber]):
+            # A random moment of the load: of writes, or of the checkpoints that they bring.
             time.sleep(chance.choice([0.05, 0.2, 0.6, 1.3]) * chance.random() + 0.05)
             server.kill()
         while chance.random() < 0.3:

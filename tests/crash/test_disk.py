@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from tests.crash.load import Ledger, Load
 from tests.crash.preload import Words, build
-from tests.server import Program, Server
+from tests.server import READY_LINE, Program, Server
 from tests.wire import Client, Refused
 
 pytestmark = pytest.mark.crash
@@ -22,6 +25,10 @@ NO_SPACE = "etcdserver: mvcc: database space exceeded"
 # Room for the first segments of 64,000,000 bytes, and not for all that the test writes.
 SMALL_DISK, LARGE_DISK = "size=200m", "size=1g"
 BIG_VALUE = bytes(1_000_000)
+# A sync that does not return before the test says so.
+STANDING_MS = 60_000
+# What would answer too early would do so at once.
+UNANSWERED_SECONDS = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +65,7 @@ def test_a_slow_sync_makes_answers_late_and_none_early(faulty: Server, disk: Wor
         assert duration(lambda: client.put(b"first", b"v")) >= 1
         began = time.monotonic()
         writes = [client.start("KV/Put", {"key": b"k%d" % n, "value": b"v"}) for n in range(50)]
+        # Time for what is wrong to happen: the sync takes ten times that.
         time.sleep(0.1)
         seen = other.get(b"k0", serializable=True).get("kvs", [])
         assert time.monotonic() - began < 0.9, "a read waited for the disk"
@@ -70,6 +78,33 @@ def test_a_slow_sync_makes_answers_late_and_none_early(faulty: Server, disk: Wor
         assert other.get(b"k49")["kvs"][0]["value"] == b"v"
 
 
+def test_a_long_start_answers_nothing_that_is_not_true(faulty: Server, disk: Words) -> None:
+    """Before the log is read and all of it applied, the port takes connections and no page answers,
+    as with etcd: a probe counts that as not live, not ready, not healthy. Nobody is refused: who
+    waited is answered as soon as it is true.
+    """
+    faulty.stop()
+    started, synced = len(faulty.logged()), disk[SYNCS]
+    disk[DELAY_MS] = STANDING_MS
+    faulty.launch()
+    # The election's term has to be durable: there it stands now, its log read and not yet applied.
+    wait_until(lambda: disk[SYNCS] > synced, "sync")
+    with ExitStack() as stack:
+        asked = {}
+        for page in ("/health", "/livez", "/readyz"):
+            asked[page] = stack.enter_context(socket.create_connection(("127.0.0.1", faulty.port)))
+            asked[page].sendall(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % page.encode())
+        answered, _, _ = select.select(asked.values(), [], [], UNANSWERED_SECONDS)
+        assert not answered
+        lines = [line.get("msg") for line in faulty.logged()[started:]]
+        assert "recovered" in lines
+        assert READY_LINE not in lines
+        disk[DELAY_MS] = 0
+        for page, connection in asked.items():
+            connection.settimeout(10)
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 "), page
+
+
 @pytest.mark.parametrize("word", [SYNCS_LEFT, WRITES_LEFT], ids=["sync", "write"])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=["EIO", "ENOSPC"])
 @pytest.mark.parametrize("after", [0, 1, 7])
@@ -78,6 +113,7 @@ def test_the_first_failure_is_final(
 ) -> None:
     ledger = Ledger()
     load = Load(faulty.port, ledger, "before", 2, 4).start()
+    # The load goes on for a while.
     time.sleep(0.2)
     disk[ERRNO] = error
     disk[word] = after
@@ -90,6 +126,14 @@ def test_the_first_failure_is_final(
     with Client(faulty.port) as client:
         assert ledger.verify(client) > 0
         client.put(b"z", b"after")
+
+
+def wait_until(what: Callable[[], bool], told: str) -> None:
+    end = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < end, f"no {told} after 20 s"
+        # It happens in another process, which tells nobody.
+        time.sleep(0.005)
 
 
 def duration(call: Callable[[], object]) -> float:

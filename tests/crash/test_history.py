@@ -1,4 +1,7 @@
-"""Concurrent histories, with kills and pauses in them, are linearizable."""
+"""Concurrent histories, with kills and pauses in them, are linearizable.
+
+Sleeps wait for nothing: they let the load, or a fault, go on for so long, or until a random moment.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +67,7 @@ def wait_for_worker(server: Server, seconds: float = 2.0) -> int:
     end = time.monotonic() + seconds
     while not (workers := server.workers()):
         assert time.monotonic() < end, "no worker"
+        # /proc, which cannot tell.
         time.sleep(0.01)
     return workers[0]
 

@@ -35,11 +35,13 @@ def test_the_core_is_killed_at_random_moments(
     acknowledged = 0
     for number in range(depth(4, 67)):
         load = Load(server.port, ledger, f"r{number}", connections, window).start()
+        # A random moment of the load.
         time.sleep(chance.choice([0.02, 0.1, 0.3, 0.5]) * chance.random() + 0.02)
         server.kill()
         load.join()
         if chance.random() < 0.25:
             server.launch()
+            # In the middle of the recovery, or soon after it.
             time.sleep(0.4 * chance.random())
             server.kill()
         server.restart()
@@ -72,6 +74,7 @@ def test_a_worker_is_killed_under_load(count: int, program: Program, server: Ser
     for number in range(depth(WORKERS_KILLED, 30)):
         victim = chance.choice(need_workers(server, program))
         load = Load(server.port, ledger, f"r{number}", 4, 8).start()
+        # A random moment of the load.
         time.sleep(0.05 + 0.2 * chance.random())
         os.kill(victim, signal.SIGKILL)
         gaps.append(service_gap(server.port))
@@ -103,6 +106,7 @@ def service_gap(port: int, seconds: float = 5.0) -> float:
             served += 1
         else:
             served = 0
+            # Only a connection shows whether it is served.
             time.sleep(0.005)
     return back
 
@@ -112,6 +116,7 @@ def wait_for_workers(server: Server, count: int, *, without: int) -> None:
     end = time.monotonic() + 2
     while len(found := server.workers()) != count or without in found:
         assert time.monotonic() < end, f"workers {found}, {count} asked for"
+        # /proc, which cannot tell.
         time.sleep(0.01)
 
 

@@ -80,6 +80,7 @@ def test_the_core_is_killed_under_lease_load(server: Server) -> None:
             first = number + at * 1_000_000
             threads.append(threading.Thread(target=work, args=(server.port, ledger, first)))
             threads[-1].start()
+        # A random moment of the load.
         time.sleep(0.2 + chance.random())
         server.kill()
         killed = time.monotonic()
@@ -103,6 +104,7 @@ def test_the_core_is_killed_under_lease_load(server: Server) -> None:
             end = ready + TTL_SECONDS + LATE_SECONDS
             while living(client):
                 assert time.monotonic() < end, "leases outlive their time"
+                # Asked, not watched: a watch is not what is tested.
                 time.sleep(0.05)
             assert client.get(b"lease/", b"lease0").get("count", 0) == 0
 

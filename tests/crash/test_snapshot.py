@@ -47,6 +47,7 @@ def until(condition: Callable[[], object]) -> None:
     end = time.monotonic() + SECONDS_MAX
     while not condition():
         assert time.monotonic() < end, "it does not come"
+        # Another process, or /proc, which cannot tell.
         time.sleep(0.005)
 
 

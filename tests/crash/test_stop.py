@@ -40,6 +40,7 @@ def test_a_stop_under_load_answers_or_refuses_everything(
     health = Raw(server.port)
     health.body(health.open(grpc_headers("/grpc.health.v1.Health/Watch")), prefixed(b""))
     load = Load(server.port, ledger, "s", 4, 16).start()
+    # The load goes on for a while.
     time.sleep(0.5)
     began = time.monotonic()
     server.signal(number)
@@ -125,6 +126,7 @@ def test_a_stop_waits_for_no_stream_that_is_not_read(server: Server, program: Pr
         one = prefixed(encode("LeaseKeepAliveRequest", {"ID": 5}))
         flood.body(flood.open(grpc_headers(KEEP_ALIVE)), one * 20_000, end=False, seconds=0.3)
         load = Load(server.port, ledger, "s", 2, 8).start()
+        # The load goes on for a while.
         time.sleep(0.3)
         began = time.monotonic()
         server.signal(signal.SIGTERM)

@@ -1,6 +1,8 @@
 """Watchers keep being told the whole truth: quiet, with kills, pauses, compactions, slow readers.
 
 Each run records what writers were promised and watchers told, and `tests.watchcheck` judges it.
+
+Sleeps wait for nothing: they let the load, or a fault, go on for so long, or until a random moment.
 """
 
 from __future__ import annotations
@@ -82,6 +84,7 @@ def need_worker(server: Server, program: Program, seconds: float = 2.0) -> int:
     end = time.monotonic() + seconds
     while not (workers := server.workers()):
         assert time.monotonic() < end, "no worker"
+        # /proc, which cannot tell.
         time.sleep(0.01)
     return random.choice(workers)
 
