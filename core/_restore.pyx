@@ -208,6 +208,8 @@ cdef bint read_pair(const Span *value, Pair *pair) noexcept nogil:
     cdef uint64_t number
     cdef uint32_t field
     cdef int wire
+    # What is left out is empty, at a place that can be read.
+    pair.key = pair.value = Span(value.data, 0)
     while reader.at < reader.end:
         if not read_tag(&reader, &field, &wire):
             return False

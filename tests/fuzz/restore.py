@@ -39,7 +39,7 @@ MARKS = (
 
 
 def seeds() -> dict[str, bytes]:
-    """Keys with leases and tombstones; a compaction that goes on; members; next to nothing."""
+    """Keys with leases and tombstones; a compaction that goes on; a bump; members; next to nothing."""
     keys = [
         (KEY, revision(2), key_value(b"a", 2)),
         (KEY, revision(3), key_value(b"b", 3, lease=5)),
@@ -66,6 +66,8 @@ def seeds() -> dict[str, bytes]:
     return {
         "keys": join(keys + leases + index),
         "compacted": join(keys + index + compacted),
+        # What `etcdutl snapshot restore --bump-revision` leaves; its NULL key was once copied.
+        "bump": join([*keys, (KEY, revision(99), b""), *index]),
         "members": join(index + cluster),
         "little": join(index),
     }
