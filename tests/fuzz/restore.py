@@ -39,7 +39,7 @@ MARKS = (
 
 
 def seeds() -> dict[str, bytes]:
-    """Keys with leases and tombstones; a compaction that goes on; a bump; members; next to nothing."""
+    """Keys, leases, tombstones; a compaction that goes on; a bump; members; next to nothing."""
     keys = [
         (KEY, revision(2), key_value(b"a", 2)),
         (KEY, revision(3), key_value(b"b", 3, lease=5)),
