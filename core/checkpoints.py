@@ -28,9 +28,11 @@ from functools import partial
 from typing import TypeVar
 
 from ._bolt import Bolt
+from ._boltfile import OpenFile
 from ._boltwriter import BoltWriter
 from ._checkpoint import Checkpoint
 from ._disk import Disk, DiskError
+from ._filesums import FileSums
 from ._mapping import Mapping
 from ._wal import Wal
 from ._walread import SEGMENT_NAME
@@ -65,6 +67,8 @@ TEMPORARY = "db.tmp.checkpoint"
 NOTHING_SAVED = (1 << 63) - 1
 
 Result = TypeVar("Result")
+# Pages that are metas.
+PAGE_FIRST = 2
 # What a step waits for; None: for the next turn.
 Steps = Generator["Future[object] | None", None, None]
 
@@ -83,6 +87,13 @@ class Saved:
     leases: int = 0
     """Changes of leases that it has."""
     can_extend: bool = False
+    transaction: int = 0
+    page_size: int = 0
+    has_both_metas: bool = True
+    file: OpenFile | None = None
+    """None: it is not known what the file is."""
+    sums: FileSums | None = None
+    """Of the file's pages; whoever reads one first adds what is missing."""
 
 
 @dataclass(frozen=True)
@@ -205,12 +216,22 @@ class Checkpoints:
             backend.mapping,
             0,
             backend.bolt.warning is None and backend.bolt.has_pages(b"key"),
+            backend.bolt.transaction,
+            backend.bolt.page_size,
+            backend.bolt.warning is None,
+            OpenFile(self.disk, self.path),
+            FileSums(PAGE_FIRST * backend.bolt.page_size),
         )
 
     def set_saved_revision(self) -> None:
         """What a compaction must not remove is what a file that is gone on with still lacks."""
         store = self.state.store
         store.saved_revision = self.saved.revision if self.saved.can_extend else NOTHING_SAVED
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether one is under way."""
+        return self._steps is not None
 
     # --- turns
 
@@ -332,6 +353,10 @@ class Checkpoints:
         """The file, and its values read from there."""
         self.begun_index = taken.index
         writer = self._open_writer(whole)
+        file, sums = self.saved.file, self.saved.sums
+        if whole or sums is None:
+            sums = FileSums(PAGE_FIRST * writer.page_size)
+        written = writer.sums = sums.begin(writer.pages * writer.page_size)
         try:
             pairs = Checkpoint(
                 self.state.store,
@@ -345,6 +370,8 @@ class Checkpoints:
                 if whole:
                     yield from self._run(self._publish)
                     mapping = self._map()
+                    file = OpenFile(self.disk, self.path)
+                sums.add(written)
                 self.saved = Saved(
                     taken.index,
                     pairs.revision,
@@ -353,6 +380,11 @@ class Checkpoints:
                     mapping,
                     taken.leases,
                     not whole or pairs.versions > 0,
+                    writer.transaction,
+                    writer.page_size,
+                    True,
+                    file,
+                    sums,
                 )
                 if mapping is not None and shows(mapping, self.saved.size, whole):
                     while pairs.map_step(mapping, PAIRS_STEP):
