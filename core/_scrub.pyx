@@ -36,8 +36,13 @@ cdef class Scrub:
     def __cinit__(self, Store store not None):
         self.store = store
 
-    def step(self, uint64_t budget):
-        """Look at about `budget` versions, to the end of the pass at most; answers what is wrong.
+    @property
+    def size(self):
+        """Microseconds of a pass, about."""
+        return self.store.versions
+
+    def step(self, uint64_t looks):
+        """Look at about `looks` versions, to the end of the pass at most; answers what is wrong.
 
         The next pass begins with the step after the one that found the end.
         """
@@ -49,7 +54,7 @@ cdef class Scrub:
             self.revision = INT64_MIN
             self.sub = 0
             self.store.history_seek(&self.at, INT64_MIN, 0)
-        while budget:
+        while looks:
             version = self.store.history_next(&self.at)
             if version == NULL:
                 self.passes += 1
@@ -60,7 +65,7 @@ cdef class Scrub:
                 return f"version {version.mod_revision}.{version.sub}: {FAULTS[fault]}"
             self.looked_at += 1
             cost = 1 + version.value_size // WORK_BYTES
-            budget -= min(cost, budget)
+            looks -= min(cost, looks)
         return ""
 
     cdef Fault look_at(self, Version *version) noexcept nogil:

@@ -14,6 +14,9 @@ Rules:
    log is kept from the checkpoint before on, so that either meta of the file, and either of the two
    newest snapshot files, finds what came after it.
 5. A failure ends the checkpoint, not the server: the log still has everything.
+6. While memory or the file is damaged (`damage`) no checkpoint is written and none is lent: good is
+   not replaced by bad, and the log keeps what it has. While the log is damaged nothing of it is
+   removed either, but a checkpoint is written at once: a start then needs only what came after it.
 """
 
 from __future__ import annotations
@@ -108,6 +111,10 @@ class Taken:
     buckets: dict[bytes, list[tuple[bytes, bytes]]]
 
 
+class Damaged(Fatal):
+    """What a checkpoint would be made of is not as it was."""
+
+
 class Demand:
     """A snapshot that a client asked for: the file, once it has all that was applied then."""
 
@@ -131,6 +138,8 @@ class Demand:
     def source(self) -> Source | None:
         """The file, when it is there; the caller closes its descriptor. Raises DiskError."""
         checkpoints = self._checkpoints
+        if checkpoints.damage:
+            raise DiskError("check", checkpoints.path, errno.EUCLEAN)
         if checkpoints.saved.index >= self._wanted:
             return checkpoints.lend()
         if checkpoints.failures != self._failures:
@@ -197,6 +206,9 @@ class Checkpoints:
         self.begun_index = 0
         self.failures = 0
         self.failure = DiskError("write", self.path, errno.EIO)
+        # What was found to be damaged, and whether the log was; see rule 6.
+        self.damage = ""
+        self._keeps_log = False
         self._steps: Steps | None = None
         self._future: Future[object] | None = None
         # On the backend file, as bbolt's; -1: there is none yet.
@@ -233,14 +245,39 @@ class Checkpoints:
         """Whether one is under way."""
         return self._steps is not None
 
+    # --- damage
+
+    def stop(self, damage: str) -> None:
+        """Memory or file is damaged: write no checkpoint, and give up the one under way."""
+        self.damage = damage
+        self._keeps_log = True
+
+    def replace_log(self, _: str) -> None:
+        """The log is damaged: have the file hold all that it does, and leave it as it is."""
+        self.wanted_index = self.state.applied
+        self._keeps_log = True
+
+    def go_on(self) -> None:
+        """Whoever looks after the server says that it is in order again."""
+        self.damage = ""
+        self._keeps_log = False
+
     # --- turns
 
     def step(self, now: int) -> bool:
         """Do a slice of what is to be done, `now`; True when there is more to do at once."""
         if self._steps is None:
-            if self.state.applier.applied == self.saved.index or not self.is_due(now):
+            if self.damage or self.state.applier.applied == self.saved.index:
+                return False
+            if not self.is_due(now):
                 return False
             self._steps = self._guarded(now)
+        elif self.damage and self._future is None:
+            # Not while the last page or the name is on its way: then it is finished.
+            with contextlib.suppress(StopIteration):
+                self._steps.throw(Damaged(self.damage))
+            self._steps = None
+            return False
         if self._future is not None and not self._future.done():
             return False
         try:
@@ -271,7 +308,8 @@ class Checkpoints:
         while self._steps is not None:
             self._step_now()
         is_wanted = self.wanted_index > self.saved.index
-        if is_wanted or self.state.applied - self.saved.index > STOP_ENTRIES_MIN:
+        entries = self.state.applied - self.saved.index
+        if not self.damage and (is_wanted or entries > STOP_ENTRIES_MIN):
             self._steps = self._guarded(self.clock())
             while self._steps is not None:
                 self._step_now()
@@ -305,9 +343,10 @@ class Checkpoints:
         except Fatal as failure:
             self.logger.error("failed to write a checkpoint", error=str(failure))
             self._discard()
-            # Nobody knows what the page cache has dropped of it: rule 3.
-            self.saved = Saved(index=self.saved.index)
-            self.set_saved_revision()
+            if whole or not isinstance(failure, Damaged):
+                # Nobody knows what the page cache has dropped of it: rule 3.
+                self.saved = Saved(index=self.saved.index)
+                self.set_saved_revision()
             self.wanted_index = 0
             self.failures += 1
             if isinstance(failure, DiskError):
@@ -520,7 +559,7 @@ class Checkpoints:
         wal.append_snapshot(taken.index, taken.term, taken.conf_state.encode())
         before, syncs = self._recorded
         self._recorded = (taken.index, wal.statistics().fsync_count)
-        if syncs < self._recorded[1]:
+        if syncs < self._recorded[1] and not self._keeps_log:
             yield from self._run(partial(self._purge, before))
 
     def _purge(self, index: int) -> None:

@@ -12,9 +12,9 @@ import pytest
 from quorate.core._scrub import Scrub
 from quorate.core._storeview import StoreView
 from quorate.core.errors import CorruptError, TooManyRequestsError
-from quorate.core.limits import SCRUB_SECONDS, SCRUB_VERSIONS_PER_SECOND_MAX
+from quorate.core.limits import SCRUB_LOOKS_PER_SECOND_MAX, SCRUB_SECONDS
 from quorate.core.raft import Raft
-from quorate.core.scrub import OWED_VERSIONS_MAX, SCRUB_STEP, Scrubbing
+from quorate.core.scrub import OWED_LOOKS_MAX, SCRUB_STEP, Part, Scrubbing
 from tests.depth import depth, seed
 from tests.messages import Message
 from tests.node_driver import Member, new_disk
@@ -214,47 +214,65 @@ def test_an_alarm_that_raft_refused_is_raised_later(
 class Counter:
     """A looker that counts."""
 
-    passes = 0
-
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.looked: list[int] = []
 
-    def step(self, budget: int) -> str:
-        self.looked.append(budget)
+    @property
+    def passes(self) -> int:
+        return sum(self.looked) // self.size
+
+    def step(self, looks: int) -> str:
+        self.looked.append(looks)
         return ""
+
+
+def counting(*counters: Counter) -> list[Part]:
+    return [Part("", counter, lambda fault: None) for counter in counters]
 
 
 @pytest.mark.parametrize("turn_milliseconds", [0.1, 1, 100, 1000])
 def test_a_pass_takes_its_time_however_often_the_node_turns(turn_milliseconds: float) -> None:
     member = Member(new_disk())
-    filled(member, 2000)
-    counter = Counter()
+    counter = Counter(20_000)
     member.now = 1_000_000
-    scrubbing = Scrubbing(member.node, counter)
+    scrubbing = Scrubbing(member.node, counting(counter))
     for turn in range(round(10_000 / turn_milliseconds)):
         member.now = 1_000_000 + int(turn * turn_milliseconds)
         while scrubbing.step(member.now):
             pass
     looked = sum(counter.looked)
-    assert looked == pytest.approx(2000 * 10 / SCRUB_SECONDS, rel=0.3, abs=OWED_VERSIONS_MAX * 0.1)
+    assert looked == pytest.approx(20_000 * 10 / SCRUB_SECONDS, rel=0.3, abs=OWED_LOOKS_MAX * 0.1)
     assert max(counter.looked) <= SCRUB_STEP
+
+
+def test_the_parts_take_turns_and_share_the_time() -> None:
+    member = Member(new_disk())
+    counters = [Counter(10_000), Counter(30_000)]
+    scrubbing = Scrubbing(member.node, counting(*counters))
+    for _ in range(round(SCRUB_SECONDS * 10)):
+        member.now += 100
+        while scrubbing.step(member.now):
+            pass
+    for counter in counters:
+        assert sum(counter.looked) == pytest.approx(counter.size, abs=OWED_LOOKS_MAX * 0.2)
 
 
 def test_however_much_there_is_no_more_is_looked_at_than_two_percent_allow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     member = Member(new_disk())
-    counter = Counter()
-    scrubbing = Scrubbing(member.node, counter, seconds=1e-9)
+    counter = Counter(20_000)
+    scrubbing = Scrubbing(member.node, counting(counter), seconds=1e-9)
     for _ in range(100):
         member.now += 100
         while scrubbing.step(member.now):
             pass
-    assert sum(counter.looked) <= SCRUB_VERSIONS_PER_SECOND_MAX * 10
-    assert sum(counter.looked) > SCRUB_VERSIONS_PER_SECOND_MAX * 9
+    assert sum(counter.looked) <= SCRUB_LOOKS_PER_SECOND_MAX * 10
+    assert sum(counter.looked) > SCRUB_LOOKS_PER_SECOND_MAX * 9
     # A process that stood still does not make up for all of it.
     counter.looked.clear()
     member.now += 3_600_000
     while scrubbing.step(member.now):
         pass
-    assert sum(counter.looked) <= OWED_VERSIONS_MAX
+    assert sum(counter.looked) <= OWED_LOOKS_MAX
