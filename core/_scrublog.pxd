@@ -21,13 +21,19 @@ cdef class LogScrub:
     cdef uint64_t limit                 # its records end here at the latest
     cdef uint64_t records               # looked at in it
     cdef bint is_chained                # `at.crc` is that of the segment before
+    cdef uint64_t last_index            # of the last entry; 0: not known
+    cdef uint64_t last_term
+    cdef uint64_t commit                # of the last HardState; 0: not known
     cdef Buffer window                  # its bytes from `window_offset` on
     cdef uint64_t window_offset
 
     cdef begin(self)
+    cdef forget(self)
     cdef finish(self)
     cdef bint open_segment(self, uint64_t sequence) except -1
     cdef bint take(self, uint64_t looks) except -1 nogil
     cdef const uint8_t *view(self, uint64_t size) except? NULL nogil
     cdef const char *inspect(self, Record *record) noexcept nogil
+    cdef const char *inspect_entry(self, Record *record) noexcept nogil
+    cdef const char *inspect_other(self, Record *record) noexcept nogil
     cdef int refuse(self, const char *reason) except -1 nogil

@@ -15,8 +15,10 @@ from libc.string cimport memcmp, memmove
 
 from quorate.core._bytes cimport buffer_free, buffer_reserve, crc32c, load_le64
 from quorate.core._walframe cimport (
-    FRAME_HEADER_SIZE, RECORD_CRC, RECORD_METADATA, parse_frame, parse_record,
+    FRAME_HEADER_SIZE, RECORD_CRC, RECORD_ENTRY, RECORD_METADATA, RECORD_STATE, EntryFields, Triple,
+    parse_entry, parse_frame, parse_record, parse_triple,
 )
+from quorate.core._waltail cimport is_zero
 
 from quorate.core._disk import DiskError
 from quorate.core._walread import SEGMENT_NAME
@@ -74,10 +76,14 @@ cdef class LogScrub:
         """Open the oldest segment."""
         self.end = self.wal.synced
         self.pass_bytes = 0
-        self.at.sequence = 0
-        self.is_chained = False
+        self.forget()
         if not self.open_segment(0):
             self.finish()
+
+    cdef forget(self):
+        """What comes next is not behind what was looked at."""
+        self.is_chained = False
+        self.last_index = self.last_term = self.commit = 0
 
     cdef finish(self):
         self.passes += 1
@@ -97,7 +103,7 @@ cdef class LogScrub:
             if oldest > sequence:
                 # Nothing was removed but what is older than all that is left.
                 sequence = oldest
-                self.is_chained = False
+                self.forget()
             if sequence > self.end.sequence:
                 return False
             if sequence not in names:
@@ -149,6 +155,9 @@ cdef class LogScrub:
                 return True
             if not parse_record(frame + FRAME_HEADER_SIZE, size, &record):
                 return self.refuse(b"this record's form is wrong")
+            size += FRAME_HEADER_SIZE
+            if not is_zero(frame + size, total - size):
+                return self.refuse(b"what fills this frame up is not zeros")
             reason = self.inspect(&record)
             if reason != NULL:
                 return self.refuse(reason)
@@ -189,10 +198,45 @@ cdef class LogScrub:
         self.at.crc = crc32c(self.at.crc, record.data.data, record.data.size)
         if self.at.crc != record.crc:
             return b"this record's checksum is wrong"
-        if self.records == 1 and (
-                record.type != RECORD_METADATA or record.data.size != self.metadata_size
-                or memcmp(record.data.data, self.metadata, self.metadata_size)):
-            return b"the second record of a segment is not the log's metadata"
+        if self.records == 1 and record.type != RECORD_METADATA:
+            return b"the second record of a segment is not its metadata"
+        if record.type == RECORD_METADATA:
+            if record.data.size != self.metadata_size or memcmp(
+                    record.data.data, self.metadata, self.metadata_size):
+                return b"the metadata is not that of the log"
+            return NULL
+        if record.type == RECORD_ENTRY:
+            return self.inspect_entry(record)
+        return self.inspect_other(record)
+
+    cdef const char *inspect_entry(self, Record *record) noexcept nogil:
+        """The checksum is not of a record's type: that its content and place must tell."""
+        cdef EntryFields entry
+        if not parse_entry(record.data, &entry) or entry.term == 0 or entry.index <= self.commit:
+            return b"this is no entry, or overrides a committed one"
+        if self.last_index and (
+                entry.index > self.last_index + 1
+                or (entry.index > self.last_index and entry.term < self.last_term)):
+            return b"this entry does not follow the one before"
+        self.last_index = entry.index
+        self.last_term = entry.term
+        return NULL
+
+    cdef const char *inspect_other(self, Record *record) noexcept nogil:
+        """A HardState or the record of a snapshot."""
+        cdef Triple triple
+        cdef bint is_state = record.type == RECORD_STATE
+        if not parse_triple(record.data, 3 if is_state else 2, &triple):
+            return b"a malformed hard state or snapshot record"
+        if not is_state:
+            # A leader sent it: the log goes on behind it.
+            if self.last_index and triple.first > self.last_index:
+                self.last_index = triple.first
+                self.last_term = triple.second
+        elif triple.first == 0 or triple.third < self.commit:
+            return b"a hard state that goes back"
+        else:
+            self.commit = triple.third
         return NULL
 
     cdef int refuse(self, const char *reason) except -1 nogil:
