@@ -40,8 +40,8 @@ cdef enum:
     UNDERSCORE = 95
     MARK = 116                  # 't' behind the revision of a tombstone
     # Pairs compared, and bytes read, that take about a microsecond.
-    PAIRS_PER_LOOK = 3
-    BYTES_PER_LOOK = 4096
+    PAIRS_PER_LOOK = 6
+    BYTES_PER_LOOK = 8192
 
 
 cdef class FileScrub:

@@ -23,10 +23,11 @@ PAGE = 4096
 
 
 class Looking:
-    """The three lookers of a member, without the duty that paces them."""
+    """The three lookers of a member, in place of the duty that paces its own."""
 
     def __init__(self, member: Member) -> None:
         node = member.node
+        node.duties = ()
         store = node.state.store
         self.file = FileScrub(store, node.checkpoints)
         self.log = LogScrub(node.wal)
