@@ -41,7 +41,7 @@ cdef enum:
     MARK = 116                  # 't' behind the revision of a tombstone
     # Pairs compared, and bytes read, that take about a microsecond.
     PAIRS_PER_LOOK = 6
-    BYTES_PER_LOOK = 8192
+    BYTES_PER_LOOK = 4096
 
 
 cdef class FileScrub:

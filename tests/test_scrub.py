@@ -6,19 +6,24 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quorate.core._scrub import Scrub
 from quorate.core._storeview import StoreView
-from quorate.core.errors import CorruptError, TooManyRequestsError
+from quorate.core.errors import CorruptError, SnapshotFailedError, TooManyRequestsError
 from quorate.core.limits import SCRUB_LOOKS_PER_SECOND_MAX, SCRUB_SECONDS
 from quorate.core.raft import Raft
 from quorate.core.scrub import OWED_LOOKS_MAX, SCRUB_STEP, Part, Scrubbing
 from tests.depth import depth, seed
 from tests.messages import Message
-from tests.node_driver import Member, new_disk
+from tests.node_driver import DATA, Member, new_disk
+from tests.sim.disk import SimDisk
 from tests.test_upkeep import Log, alarms, change_alarm
+
+DB = f"{DATA}/member/snap/db"
+WAL = f"{DATA}/member/wal"
 
 
 def written(versions: int = 3) -> StoreView:
@@ -276,3 +281,107 @@ def test_however_much_there_is_no_more_is_looked_at_than_two_percent_allow(
     while scrubbing.step(member.now):
         pass
     assert sum(counter.looked) <= OWED_LOOKS_MAX
+
+
+# --- what follows from damaged files --------------------------------------------------------------
+
+
+def saved(disk: SimDisk, log: Log, keys: int = 300, **flags: Any) -> Member:
+    """A member whose file has all that was written."""
+    member = Member(disk, logger=log.logger, max_wals=0, **flags)
+    filled(member, keys)
+    member.node.checkpoints.wanted_index = member.node.applier.applied
+    member.settle()
+    return member
+
+
+def test_a_damaged_file_raises_the_alarm_and_is_not_gone_on_with(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log)
+    content = disk.file(DB).data
+    pass_seconds(member, 60)
+    assert alarms(member) == []
+    at = bytes(content).index(b"00123")
+    content[at] ^= 1
+    pass_seconds(member, 60)
+    own = member.node.wal.node_id
+    assert alarms(member) == [{"memberID": own, "alarm": 2}]
+    [line] = log.lines("corruption")
+    assert line["where"] == "backend file"
+    assert "bucket key: revision 125.0: in memory it is of another key" in line["what"]
+    assert member.refused("KV/Put", {"key": b"k"}) is CorruptError
+    assert member.everything()[b"00123"][0] == b"v"
+    # Nobody gets a copy of it, and no checkpoint replaces it, also not when the server stops.
+    answers: list[object] = []
+    member.node.snapshots.open_snapshot(answers.append)
+    member.settle()
+    assert [type(answer) for answer in answers] == [SnapshotFailedError]
+    before = bytes(content), disk.list(WAL)
+    member.node.checkpoints.wanted_index = member.node.applier.applied
+    pass_seconds(member, 60)
+    member.node.close()
+    assert (bytes(content), disk.list(WAL)) == before
+
+
+def test_a_file_that_is_in_order_again_is_gone_on_with(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log)
+    content = disk.file(DB).data
+    content[3 * 4096 + 100] ^= 4
+    pass_seconds(member, 60)
+    assert alarms(member)
+    content[3 * 4096 + 100] ^= 4
+    change_alarm(member, 2, member.node.wal.node_id, 2)
+    pass_seconds(member, 130)
+    assert alarms(member) == []
+    member.put(b"k")
+    member.node.checkpoints.wanted_index = member.node.applier.applied
+    member.settle()
+    assert member.node.checkpoints.saved.index >= member.node.applier.applied - 1
+    pass_seconds(member, 130)
+    assert alarms(member) == []
+
+
+def test_a_checkpoint_under_way_is_given_up(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log, keys=1000)
+    checkpoints = member.node.checkpoints
+    content = bytes(disk.file(DB).data)
+    before = checkpoints.saved
+    filled(member, 1000)
+    checkpoints.wanted_index = member.node.applier.applied
+    member.turn()
+    assert checkpoints.is_writing
+    checkpoints.stop("damage")
+    member.settle()
+    assert not checkpoints.is_writing
+    assert checkpoints.saved == before
+    assert bytes(disk.file(DB).data)[: before.size] == content[: before.size]
+    checkpoints.go_on()
+    checkpoints.wanted_index = member.node.applier.applied
+    member.now += 60_000
+    member.settle()
+    assert checkpoints.saved.revision == member.revision
+    pass_seconds(member, 130)
+    assert alarms(member) == []
+
+
+def test_a_damaged_log_has_its_entries_saved_at_once_and_is_kept(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log, keys=500, segment_bytes=4096)
+    filled(member, 500)
+    index = member.node.checkpoints.saved.index
+    names = disk.list(WAL) or []
+    content = disk.file(f"{WAL}/{names[len(names) // 2]}").data
+    content[2000] ^= 16
+    pass_seconds(member, 60)
+    assert alarms(member) == [{"memberID": member.node.wal.node_id, "alarm": 2}]
+    [line] = log.lines("corruption")
+    assert line["where"] == "log"
+    assert f"{names[len(names) // 2]}: offset " in line["what"]
+    assert member.node.checkpoints.saved.index > index + 400
+    assert (disk.list(WAL) or [])[: len(names)] == names
+    everything = member.everything()
+    member.node.close()
+    # What is damaged is not needed any more.
+    assert Member(disk.crash("all"), max_wals=0, segment_bytes=4096).everything() == everything
