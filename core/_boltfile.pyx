@@ -15,7 +15,7 @@ from quorate.core._boltpage cimport (
     ELEMENT_BYTES, HEADER_BYTES, PAGE_FIRST, PAGE_LEAF, branch_child, branch_key, page_count,
     page_flags, page_overflow,
 )
-from quorate.core._bolt cimport Bucket, Frame, fill_frame, inspect_bounds, inspect_page
+from quorate.core._bolt cimport Frame, fill_frame, inspect_bounds, inspect_page
 from quorate.core._bytes cimport buffer_free, buffer_reserve, load_le32
 
 from quorate.core._disk import DiskError

@@ -21,7 +21,7 @@ Rules:
 from libc.stdint cimport INT64_MIN, uint32_t, uint64_t
 
 from quorate.core._bytes cimport buffer_append, buffer_free
-from quorate.core._keytree cimport Item, Leaf, keys_search
+from quorate.core._keytree cimport Leaf, keys_search
 from quorate.core._mvcc cimport Store
 from quorate.core._version cimport (
     VERSION_REACHED, VERSION_SEAL_SHIFT, Version, version_is_sound, version_is_tombstone,

@@ -1,4 +1,4 @@
-"""core/_scrubfile, core/_scrublog: damage on the disk is found, and nothing else is called damage."""
+"""core/_scrubfile, core/_scrublog: damage on the disk is found, and nothing else is called so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quorate.core._storeview import StoreView
 from tests.depth import depth, seed
 from tests.node_driver import DATA, Member, new_disk
 from tests.sim.disk import SimDisk
-from tests.test_checkpoints import OFTEN, SNAP, Session
+from tests.test_checkpoints import KEYS, SNAP
 
 DB = f"{SNAP}/db"
 WAL = f"{DATA}/member/wal"
@@ -73,7 +73,7 @@ def test_a_good_file_and_log_are_not_called_damaged() -> None:
     for looks in (1, 7, 100, 10_000):
         assert whole_pass(looking.file, looks) == ""
         assert whole_pass(looking.log, looks) == ""
-    assert Bolt(bytes(member.node.checkpoints.disk.file(DB).data)).transaction > 3
+    assert member.node.checkpoints.saved.transaction > 3
 
 
 def test_every_flipped_bit_of_the_file_is_found() -> None:
@@ -131,7 +131,14 @@ def test_a_file_that_lost_its_end_is_found() -> None:
     scrub = FileScrub(member.node.state.store, member.node.checkpoints)
     content = disk.file(DB).data
     whole = bytes(content)
-    for size in (0, 100, PAGE, 5 * PAGE + 7, len(whole) // 2, member.node.checkpoints.saved.size - 1):
+    for size in (
+        0,
+        100,
+        PAGE,
+        5 * PAGE + 7,
+        len(whole) // 2,
+        member.node.checkpoints.saved.size - 1,
+    ):
         content[:] = whole[:size]
         assert whole_pass(scrub) != "", size
         content[:] = whole
@@ -161,6 +168,25 @@ def test_a_page_in_anothers_place_is_found() -> None:
     assert whole_pass(scrub) == ""
 
 
+def test_a_version_that_only_memory_or_only_the_file_has() -> None:
+    """Where no compaction can be the reason."""
+    members = [Member(new_disk(), snapshot_count=1 << 40, max_wals=0) for _ in range(2)]
+    for member, keys in zip(members, ([b"x"], [b"x", b"y"]), strict=True):
+        for number in range(10):
+            member.put(b"%d" % number)
+        puts = [{"request_put": {"key": key, "value": b"v"}} for key in keys]
+        member.call("KV/Txn", {"success": puts})
+        member.put(b"last")
+        member.node.checkpoints.wanted_index = member.node.applier.applied
+        member.settle()
+    stores = [member.node.state.store for member in members]
+    files = [member.node.checkpoints for member in members]
+    assert "revision 12.1: in memory it is missing" in whole_pass(FileScrub(stores[0], files[1]))
+    assert "revision 12.1 is missing" in whole_pass(FileScrub(stores[1], files[0]))
+    for store, file in zip(stores, files, strict=True):
+        assert whole_pass(FileScrub(store, file)) == ""
+
+
 def test_an_older_meta_is_found() -> None:
     disk = new_disk()
     member = filled(disk)
@@ -169,6 +195,26 @@ def test_an_older_meta_is_found() -> None:
     newest = member.node.checkpoints.saved.transaction & 1
     content[newest * PAGE : (newest + 1) * PAGE] = bytes(PAGE)
     assert "was written here" in whole_pass(scrub)
+
+
+def test_the_other_meta_is_left_alone_while_it_may_be_being_written() -> None:
+    disk = new_disk()
+    member = filled(disk)
+    checkpoints = member.node.checkpoints
+    looking = Looking(member)
+    member.put(b"more")
+    checkpoints.wanted_index = member.node.applier.applied
+    member.turn()
+    assert checkpoints.is_writing
+    other = 1 - (checkpoints.saved.transaction & 1)
+    content = disk.file(DB).data
+    before = bytes(content[other * PAGE : (other + 1) * PAGE])
+    content[other * PAGE : (other + 1) * PAGE] = bytes(range(256)) * (PAGE // 256)
+    assert whole_pass(looking.file) == ""
+    content[other * PAGE : (other + 1) * PAGE] = before
+    member.settle()
+    assert not checkpoints.is_writing
+    assert whole_pass(looking.file) == ""
 
 
 def test_a_disk_that_cannot_read_is_a_fault() -> None:
@@ -245,24 +291,53 @@ def test_segments_that_are_removed_in_a_pass_are_no_fault() -> None:
 # --- everything at once ---------------------------------------------------------------------------
 
 
+def ask(member: Member, chance: random.Random) -> None:
+    """Any request, and nobody waits for its end."""
+    store, dice, key = member.node.state.store, chance.random(), chance.choice(KEYS)
+    lease = chance.randrange(1, 4)
+    put = {"key": key, "value": chance.randbytes(chance.choice((0, 10, 100, 3000)))}
+    if dice < 0.5:
+        member.worker.start("KV/Put", {**put, "lease": lease if dice < 0.1 else 0})
+    elif dice < 0.6:
+        member.worker.start("KV/DeleteRange", {"key": key, "range_end": key + b"\xff"})
+    elif dice < 0.7:
+        others = [{"request_put": {"key": one, "value": b"of a txn"}} for one in KEYS[:3]]
+        member.worker.start("KV/Txn", {"success": others})
+    elif dice < 0.8:
+        member.worker.start("Lease/LeaseGrant", {"ID": lease, "TTL": 1000})
+    elif dice < 0.85:
+        member.worker.start("Lease/LeaseRevoke", {"ID": lease})
+    elif dice < 0.92:
+        member.node.checkpoints.wanted_index = member.node.applier.applied
+    elif store.revision > store.compact_revision + 2:
+        revision = chance.randrange(max(store.compact_revision, 0) + 1, store.revision + 1)
+        member.worker.start("KV/Compact", {"revision": revision})
+
+
 @pytest.mark.parametrize("number", range(depth(20, 500)))
 def test_nothing_that_a_member_does_is_called_damage(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Slices of requests, sweeps, checkpoints and passes come in any order, and so do crashes."""
     chance = random.Random(seed() + number)
+    monkeypatch.setattr("quorate.core.checkpoints.PAIRS_STEP", chance.choice((1, 5, 400)))
+    monkeypatch.setattr("quorate.core.node.COMPACT_STEP", chance.choice((1, 5, 200)))
     if chance.random() < 0.5:
         monkeypatch.setattr("quorate.core.checkpoints.GARBAGE_BYTES_MIN", 0)
-    disk, session = new_disk(), Session(seed() + number)
-    flags = {**OFTEN, "snapshot_count": chance.choice((2, 10, 50)), "max_wals": chance.choice((0, 1, 3))}
-    passes = 0
-    for _ in range(chance.randrange(1, 4)):
-        member = session.run(disk, rounds=chance.randrange(10), **flags)
+    disk = new_disk()
+    passes = during = 0
+    for _ in range(3):
+        member = Member(
+            disk,
+            snapshot_count=chance.choice((2, 10, 50)),
+            max_wals=chance.choice((0, 1, 3)),
+            max_txn_ops=128,
+        )
         looking = Looking(member)
         view = StoreView(member.node.state.store)
         pins: list[int] = []
-        for _ in range(depth(150, 300)):
-            session.act(member)
-            session.revision = member.revision
+        for _ in range(depth(300, 600)):
+            ask(member, chance)
             store = member.node.state.store
             dice = chance.random()
             if dice < 0.05:
@@ -271,10 +346,17 @@ def test_nothing_that_a_member_does_is_called_damage(
             elif dice < 0.1 and pins:
                 view.unpin(pins.pop())
             member.now += chance.choice((0, 100, 2000))
-            for _ in range(chance.randrange(4)):
+            for _ in range(chance.randrange(5)):
+                member.turn()
+                during += member.node.checkpoints.is_writing
                 fault = looking.step(chance.choice((1, 3, 20, 500)))
                 assert fault == "", f"seed {seed() + number}"
+            if dice > 0.9:
+                member.settle()
+                member.worker.calls.clear()
         passes += min(looker.passes for looker in looking.lookers)
+        member.settle()
         member.check()
         disk = disk.crash(chance.choice(("nothing", "all")))
     assert passes > 3
+    assert during > 0
