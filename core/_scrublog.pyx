@@ -2,8 +2,8 @@
 
 Rules:
 1. A pass ends where the log was synced when it began, and there the chain of checksums has to be
-   the writer's own. What is appended meanwhile, and the zeros that segments are filled with, are not
-   looked at.
+   the writer's own. What is appended meanwhile, and the zeros that fill segments, are not looked
+   at.
 2. Segments are removed from the oldest on while a pass goes on: the open one stays readable; then
    the pass goes on with the oldest that there is. Any other one that is missing is a fault.
 3. The first segment of a pass is believed in where its chain begins; each later one goes on with
