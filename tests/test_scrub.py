@@ -288,7 +288,7 @@ def test_however_much_there_is_no_more_is_looked_at_than_two_percent_allow(
 
 def saved(disk: SimDisk, log: Log, keys: int = 300, **flags: Any) -> Member:
     """A member whose file has all that was written."""
-    member = Member(disk, logger=log.logger, max_wals=0, **flags)
+    member = Member(disk, **{"logger": log.logger, "max_wals": 0, **flags})
     filled(member, keys)
     member.node.checkpoints.wanted_index = member.node.applier.applied
     member.settle()
@@ -312,11 +312,11 @@ def test_a_damaged_file_raises_the_alarm_and_is_not_gone_on_with(log: Log) -> No
     assert member.refused("KV/Put", {"key": b"k"}) is CorruptError
     assert member.everything()[b"00123"][0] == b"v"
     # Nobody gets a copy of it, and no checkpoint replaces it, also not when the server stops.
+    before = bytes(content), disk.list(WAL)
     answers: list[object] = []
     member.node.snapshots.open_snapshot(answers.append)
     member.settle()
     assert [type(answer) for answer in answers] == [SnapshotFailedError]
-    before = bytes(content), disk.list(WAL)
     member.node.checkpoints.wanted_index = member.node.applier.applied
     pass_seconds(member, 60)
     member.node.close()
@@ -368,7 +368,7 @@ def test_a_checkpoint_under_way_is_given_up(log: Log) -> None:
 
 def test_a_damaged_log_has_its_entries_saved_at_once_and_is_kept(log: Log) -> None:
     disk = new_disk()
-    member = saved(disk, log, keys=500, segment_bytes=4096)
+    member = saved(disk, log, keys=500, segment_bytes=4096, max_wals=1)
     filled(member, 500)
     index = member.node.checkpoints.saved.index
     names = disk.list(WAL) or []

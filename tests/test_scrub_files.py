@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -262,6 +263,15 @@ def test_every_flipped_bit_of_the_log_is_found() -> None:
     assert whole_pass(scrub) == ""
 
 
+def ends(content: bytes) -> list[int]:
+    """Where each record of a segment ends."""
+    found, at = [], 0
+    while word := int.from_bytes(content[at : at + 8], "little"):
+        at += 8 + (word & (1 << 56) - 1) + (word >> 56 & 7 if word >> 63 else 0)
+        found.append(at)
+    return found
+
+
 def test_a_log_that_lost_something_is_found() -> None:
     disk = new_disk()
     member = filled(disk)
@@ -271,6 +281,17 @@ def test_a_log_that_lost_something_is_found() -> None:
         file = disk.names.pop(f"{WAL}/{name}")
         assert "is missing" in whole_pass(scrub), name
         disk.names[f"{WAL}/{name}"] = file
+    for name, after in pairwise(names):
+        content = disk.file(f"{WAL}/{name}").data
+        before = bytes(content)
+        content[len(before.rstrip(b"\0")) - 40 :] = bytes(len(before))
+        fault = whole_pass(scrub)
+        assert name in fault or after in fault, name
+        content[:] = before
+        # A record less, and the rest as if it had never been written.
+        content[ends(before)[-2] :] = bytes(len(before) - ends(before)[-2])
+        assert f"{after}: offset 0: the segment's first crc does not" in whole_pass(scrub), name
+        content[:] = before
     last = disk.file(f"{WAL}/{names[-1]}").data
     whole = bytes(last)
     end = len(whole.rstrip(b"\0"))
