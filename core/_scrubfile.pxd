@@ -43,6 +43,7 @@ cdef class FileScrub:
 
     cdef begin(self)
     cdef end(self)
+    cdef leave(self)
     cdef bint key_step(self, uint64_t looks) except -1 nogil
     cdef bint next_pair(self) except -1 nogil
     cdef int take_pair(self) except -1 nogil

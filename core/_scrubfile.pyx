@@ -3,8 +3,8 @@
 Rules:
 1. A pass is over the file as the newest checkpoint left it when the pass began. No page of that is
    ever used again, so checkpoints go on meanwhile; a file that was replaced is held open, and the
-   pass ends with the old one. Pages are read, not mapped: a disk that fails is a fault that is
-   found, and so is a file that became shorter.
+   pass ends with the old one. Pages are read, not mapped: what a disk cannot read is an error, and
+   so is a file that became shorter.
 2. First the metas: the newest is the one that was written last, and the other one is good. While a
    checkpoint is under way that other one is left alone.
 3. Then the bucket `key`, in its order, beside the history of the store. A record and a version of
@@ -62,7 +62,10 @@ cdef class FileScrub:
                 + 2 * self.checkpoints.saved.size // BYTES_PER_LOOK)
 
     def step(self, uint64_t looks):
-        """Look at about so much, to the end of the pass at most; answers what is wrong."""
+        """Look at about so much, to the end of the pass at most; answers what is wrong.
+
+        Raises DiskError; then the pass begins anew, as after a fault.
+        """
         cdef bint more
         try:
             if self.stage == FILE_STAGE_NONE:
@@ -79,7 +82,9 @@ cdef class FileScrub:
                 if not more:
                     self.end()
         except (BoltError, DiskError) as fault:
-            self.stage = FILE_STAGE_NONE
+            self.leave()
+            if isinstance(fault, DiskError):
+                raise
             return str(fault)
         return ""
 
@@ -117,8 +122,12 @@ cdef class FileScrub:
         self.stage = FILE_STAGE_KEYS
 
     cdef end(self):
-        """The pass is over; the file may be closed."""
+        """The pass is over."""
         self.passes += 1
+        self.leave()
+
+    cdef leave(self):
+        """Let go of the file, which may be closed."""
         self.stage = FILE_STAGE_NONE
         self.root = self.keys = None
         self.file = None

@@ -52,7 +52,10 @@ cdef class LogScrub:
         return 2 * max(self.pass_bytes, self.wal.synced.offset) // BYTES_PER_LOOK
 
     def step(self, uint64_t looks):
-        """Look at about so much, to the end of the pass at most; answers what is wrong."""
+        """Look at about so much, to the end of the pass at most; answers what is wrong.
+
+        Raises DiskError; then the pass begins anew, as after a fault.
+        """
         cdef bint more
         try:
             if self.file is None:
@@ -70,6 +73,8 @@ cdef class LogScrub:
                 self.finish()
         except (LogFault, DiskError) as fault:
             self.file = None
+            if isinstance(fault, DiskError):
+                raise
             return str(fault)
         return ""
 

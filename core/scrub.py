@@ -8,17 +8,21 @@ Rules:
    then on the log refuses writes; reads go on, as in etcd.
 3. Each of the three is the copy that the others are mended from, so each has its own consequence
    for checkpoints (core/checkpoints.py, rule 6), which ends with the alarm.
-4. While the alarm is on there is nothing to look for. When it is off, looking begins anew.
-5. A `looker` is what looks: `step(looks)` answers what is wrong, or nothing; a look is what takes
+4. What a disk cannot read is looked at once more, from the beginning of its part, and then is a
+   fault. A disk that fails otherwise (no descriptor is left) says nothing of what is on it.
+5. While the alarm is on there is nothing to look for. When it is off, looking begins anew.
+6. A `looker` is what looks: `step(looks)` answers what is wrong, or nothing; a look is what takes
    about a microsecond, `size` says of how many a pass is, `passes` counts.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ._disk import DiskError
 from .errors import EtcdError
 from .limits import SCRUB_LOOKS_PER_SECOND_MAX, SCRUB_SECONDS
 from .messages import AlarmAction, AlarmMember, AlarmRequest, AlarmType, InternalRaftRequest
@@ -34,12 +38,14 @@ WAKE_MILLISECONDS_MIN = 100
 WAKE_MILLISECONDS_MAX = 5000
 # The most that is done at one waking: a process that stood still makes up for no more.
 OWED_LOOKS_MAX = 2 * WAKE_LOOKS
+# What an operation fails with when what is on the device is lost or wrong.
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 # How often it is looked whether the alarm is on or off.
 ALARM_MILLISECONDS = 1000
 
 
 class Looker(Protocol):
-    """Goes through something, pass after pass; rule 5."""
+    """Goes through something, pass after pass; rule 6."""
 
     @property
     def passes(self) -> int:
@@ -50,7 +56,7 @@ class Looker(Protocol):
         """Looks of a pass, about."""
 
     def step(self, looks: int) -> str:
-        """Look so often; what is wrong, or the empty string."""
+        """Look so often; what is wrong, or the empty string. Raises DiskError: begin anew."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Scrubbing:
         self.seconds = seconds
         self.fault = ""
         self._part = 0
+        self._was_unreadable = False  # the part, and it is looked at once more
         # Looks that are due by now, and the time up to which they were counted.
         self._owed = 0.0
         self._counted = node.clock()
@@ -109,12 +116,33 @@ class Scrubbing:
         """Look at the part that it is the turn of."""
         part = self.parts[self._part]
         passes = part.looker.passes
-        self.fault = part.looker.step(looks)
+        try:
+            self.fault = part.looker.step(looks)
+        except DiskError as error:
+            self.fault = self._judge(part, error)
         if self.fault:
             self.node.logger.error("found data corruption", where=part.name, what=self.fault)
             part.found(self.fault)
         elif part.looker.passes != passes:
-            self._part = (self._part + 1) % len(self.parts)
+            self._go_on()
+
+    def _judge(self, part: Part, error: DiskError) -> str:
+        """Whether an error of the disk is a fault; see rule 4."""
+        if error.errno in UNREADABLE and self._was_unreadable:
+            return str(error)
+        self.node.logger.warn(
+            "could not look for data corruption", where=part.name, error=str(error)
+        )
+        if error.errno in UNREADABLE:
+            self._was_unreadable = True
+        else:
+            self._go_on()
+        return ""
+
+    def _go_on(self) -> None:
+        """It is the next part's turn."""
+        self._part = (self._part + 1) % len(self.parts)
+        self._was_unreadable = False
 
     def _per_millisecond(self) -> float:
         """The pace of rule 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from quorate.core._disk import DiskError
 from quorate.core._scrub import Scrub
 from quorate.core._storeview import StoreView
+from quorate.core._wal import make_directories
 from quorate.core.errors import CorruptError, SnapshotFailedError, TooManyRequestsError
 from quorate.core.limits import SCRUB_LOOKS_PER_SECOND_MAX, SCRUB_SECONDS
 from quorate.core.raft import Raft
@@ -385,3 +388,37 @@ def test_a_damaged_log_has_its_entries_saved_at_once_and_is_kept(log: Log) -> No
     member.node.close()
     # What is damaged is not needed any more.
     assert Member(disk.crash("all"), max_wals=0, segment_bytes=4096).everything() == everything
+
+
+class Unreadable(SimDisk):
+    """A disk on which one file cannot be read."""
+
+    errno = 0
+    where = ""
+    times = 0
+
+    def read(self, handle: int, size: int, offset: int, path: str = "") -> bytes:
+        if self.times and self.handles[handle] is self.names.get(self.where):
+            self.times -= 1
+            raise DiskError("read", self.where, self.errno)
+        return super().read(handle, size, offset, path)
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "is_fault"),
+    [(errno.EIO, 1, False), (errno.EIO, 2, True), (errno.EMFILE, 2, False)],
+)
+@pytest.mark.parametrize("part", ["backend file", "log"])
+def test_what_a_disk_cannot_read_twice_is_a_fault(
+    log: Log, part: str, number: int, times: int, is_fault: bool
+) -> None:
+    disk = Unreadable(random.Random(1))
+    make_directories(disk, f"{DATA}/member/snap")
+    member = saved(disk, log)
+    names = disk.list(WAL) or []
+    disk.errno, disk.where = number, DB if part == "backend file" else f"{WAL}/{names[-1]}"
+    disk.times = times
+    pass_seconds(member, 130)
+    assert disk.times == 0
+    assert bool(alarms(member)) is is_fault
+    assert len(log.lines("could not look for data corruption")) == (1 if is_fault else times)
