@@ -29,6 +29,8 @@ cdef enum:
     # Bytes and records that take about a microsecond.
     BYTES_PER_LOOK = 4096
     RECORDS_PER_LOOK = 16
+    # Records that take as long as reading once.
+    RECORDS_PER_READ = READ_BYTES // BYTES_PER_LOOK * RECORDS_PER_LOOK
 
 
 class LogFault(Exception):
@@ -133,7 +135,7 @@ cdef class LogScrub:
         return True
 
     cdef bint take(self, uint64_t looks) except -1 nogil:
-        """Look at so many records, or read once; False at the end of the segment's records."""
+        """Read and look for about so long; False at the end of the segment's records."""
         cdef Record record
         cdef const uint8_t *frame
         cdef const char *reason
@@ -150,7 +152,8 @@ cdef class LogScrub:
                 return self.refuse(b"the log ends before what was written") if is_last else False
             frame = self.view(FRAME_HEADER_SIZE)
             if frame == NULL:
-                return True
+                count -= min(count, <uint64_t>RECORDS_PER_READ)
+                continue
             word = load_le64(frame)
             if word == 0 and not is_last and self.records:
                 return False
@@ -158,7 +161,8 @@ cdef class LogScrub:
                 return self.refuse(b"this frame's length is none that was written")
             frame = self.view(total)
             if frame == NULL:
-                return True
+                count -= min(count, <uint64_t>RECORDS_PER_READ)
+                continue
             if not parse_record(frame + FRAME_HEADER_SIZE, size, &record):
                 return self.refuse(b"this record's form is wrong")
             size += FRAME_HEADER_SIZE
@@ -173,7 +177,7 @@ cdef class LogScrub:
 
     cdef const uint8_t *view(self, uint64_t size) except? NULL nogil:
         """`size` bytes of the segment from the place on; NULL when a piece was read, and they may
-        be there next time.
+        be there now.
         """
         cdef uint64_t skip = self.at.offset - self.window_offset
         cdef uint64_t end
