@@ -29,7 +29,8 @@ The road of a request
     node                the turn: drain, propose, store, apply, serve
     forcing             --force-new-cluster: a member of several goes on alone
     upkeep, compactor   what a member does by itself; when it compacts
-    scrub, _scrub       the background check of memory: its pace and the alarm; what it looks at
+    scrub               the background check for damage: its pace and the alarm
+    _scrub, _scrubfile, _scrublog   what it looks at: memory, backend file, log
 
 Consensus and disk
     raft, raftlog, readindex    the pure machine
@@ -38,6 +39,8 @@ Consensus and disk
     _wal *, _segments *         the log, and its segments made ahead
     _walframe, _walread, _waltail   its records, reading it back, judging its end
     _bolt, _boltwriter, _boltpage   etcd's backend file: read in place; written; its pages
+    _boltfile           such a file as it is on the disk: read, not mapped
+    _filesums           checksums of a file that only grows
     _boltscan           all of such a file, hashed or copied, for the tools
 
 State

@@ -29,6 +29,13 @@ cdef struct Frame:
     Span high               # data NULL: no bound
 
 
+# For readers that load pages by themselves; see the definitions.
+cdef const char *inspect_page(
+    const uint8_t *page, uint64_t id, const Meta *meta) noexcept nogil
+cdef const char *inspect_bounds(Frame *frame, Span low, Span high) noexcept nogil
+cdef void fill_frame(Frame *frame, const uint8_t *page, uint64_t id) noexcept nogil
+
+
 cdef class Bolt:
     cdef readonly str path          # for messages
     cdef readonly str warning       # what is wrong with one of the metas; None: both are good

@@ -181,48 +181,25 @@ cdef class Bolt:
 
     cdef int check_page(self, uint64_t id) except -1 nogil:
         """Check a branch or leaf page in itself, once."""
-        cdef const uint8_t *page
         cdef const char *reason
-        cdef uint64_t end = 0
-        cdef uint64_t overflow
         if not PAGE_FIRST <= id < self.meta.high_water:
             return self.refuse(id, b"it is referred to and is no page of the file")
         if self.checked[id >> 3] & 1 << (id & 7):
             return 0
-        page = self.data + id * self.meta.page_size
-        overflow = page_overflow(page)
-        if page_id(page) != id:
-            return self.refuse(id, b"it has the number of another page")
-        if page_flags(page) != PAGE_BRANCH and page_flags(page) != PAGE_LEAF:
-            return self.refuse(id, b"it is neither a branch nor a leaf")
-        if overflow >= self.meta.high_water - id:
-            return self.refuse(id, b"it goes on behind the last page of the file")
-        reason = inspect_elements(page, (overflow + 1) * self.meta.page_size, &end)
+        reason = inspect_page(self.data + id * self.meta.page_size, id, &self.meta)
         if reason != NULL:
             return self.refuse(id, reason)
-        if overflow * self.meta.page_size > end:
-            return self.refuse(id, b"it takes more pages than its elements need")
-        if not all_zero(page + end, (overflow + 1) * self.meta.page_size - end):
-            return self.refuse(id, b"there is something behind its last element")
         self.checked[id >> 3] |= 1 << (id & 7)
         return 0
 
     cdef int enter(self, Frame *frame, uint64_t id, Span low, Span high) except -1 nogil:
         """Check a page and make a frame of it; its keys are at least `low` and below `high`."""
-        cdef Span key
+        cdef const char *reason
         self.check_page(id)
         fill_frame(frame, self.data + id * self.meta.page_size, id)
-        frame.high = high
-        if low.data != NULL:
-            if frame.count == 0:
-                return self.refuse(id, b"it is empty and is not the root of a bucket")
-            key = frame_key(frame, 0)
-            if compare_keys(key, low) < 0:
-                return self.refuse(id, b"its first key is below the one that its parent names")
-        if high.data != NULL:
-            key = frame_key(frame, frame.count - 1)
-            if compare_keys(key, high) >= 0:
-                return self.refuse(id, b"its last key is not below the next one of its parent")
+        reason = inspect_bounds(frame, low, high)
+        if reason != NULL:
+            return self.refuse(id, reason)
         return 0
 
     cdef int enter_child(self, Frame *frame, Frame *parent) except -1 nogil:
@@ -371,6 +348,41 @@ cdef class Bolt:
             while not check.step(1024):
                 pass
         return check
+
+
+cdef const char *inspect_page(
+        const uint8_t *page, uint64_t id, const Meta *meta) noexcept nogil:
+    """NULL, or why the page can't be this branch or leaf of the file; all of it is in memory."""
+    cdef const char *reason
+    cdef uint64_t end = 0
+    cdef uint64_t overflow = page_overflow(page)
+    if page_id(page) != id:
+        return b"it has the number of another page"
+    if page_flags(page) != PAGE_BRANCH and page_flags(page) != PAGE_LEAF:
+        return b"it is neither a branch nor a leaf"
+    if overflow >= meta.high_water - id:
+        return b"it goes on behind the last page of the file"
+    reason = inspect_elements(page, (overflow + 1) * meta.page_size, &end)
+    if reason != NULL:
+        return reason
+    if overflow * meta.page_size > end:
+        return b"it takes more pages than its elements need"
+    if not all_zero(page + end, (overflow + 1) * meta.page_size - end):
+        return b"there is something behind its last element"
+    return NULL
+
+
+cdef const char *inspect_bounds(Frame *frame, Span low, Span high) noexcept nogil:
+    """NULL, or why the keys are not at least `low` and below `high`, which the frame gets."""
+    frame.high = high
+    if low.data != NULL:
+        if frame.count == 0:
+            return b"it is empty and is not the root of a bucket"
+        if compare_keys(frame_key(frame, 0), low) < 0:
+            return b"its first key is below the one that its parent names"
+    if high.data != NULL and compare_keys(frame_key(frame, frame.count - 1), high) >= 0:
+        return b"its last key is not below the next one of its parent"
+    return NULL
 
 
 cdef const char *inspect_elements(

@@ -8,17 +8,13 @@ Rules:
 3. What the file holds is believed no further than `Bolt` checks it. Raises BoltError, BackendError.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
-from quorate.core._bytes cimport crc32c, load_be64
-from quorate.core._restore cimport Pair, read_pair
+from quorate.core._bytes cimport crc32c
+from quorate.core._restore cimport Pair, read_pair, read_record_key
 
 from quorate.core._restore import BackendError
-
-cdef enum:
-    REVISION_BYTES = 17         # main, '_', sub
-    MARK = 116                  # 't' behind the revision of a tombstone
 
 
 cdef class Digest:
@@ -72,15 +68,15 @@ cdef class Digest:
         cdef Pair pair
         cdef bytes key
         memset(&pair, 0, sizeof(Pair))
-        if self.at.key.size < REVISION_BYTES:
+        if not read_record_key(&self.at.key, &pair):
             raise BackendError(
                 self.bolt.path, self.at.key.data[:self.at.key.size], "this is no revision")
         if self.at.is_bucket or not read_pair(&self.at.value, &pair):
             raise BackendError(
                 self.bolt.path, self.at.key.data[:self.at.key.size], "a malformed key-value")
-        self.revision = <int64_t>load_be64(self.at.key.data)
+        self.revision = pair.revision
         key = pair.key.data[:pair.key.size]
-        if self.at.key.size > REVISION_BYTES and self.at.key.data[REVISION_BYTES] == MARK:
+        if pair.tombstone:
             self.keys.discard(key)
         else:
             self.keys.add(key)

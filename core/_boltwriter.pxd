@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from quorate.core._bolt cimport Bolt
 from quorate.core._bytes cimport Buffer
 from quorate.core._disk cimport Disk
+from quorate.core._filesums cimport FileSums
 from quorate.core._protobuf cimport Span
 
 cdef enum:
@@ -72,6 +73,7 @@ cdef class BoltWriter:
     cdef dict kept                      # the same of what the file had
     cdef Bolt bolt                      # the file that is gone on with, or None
     cdef bint deferred                  # `write_piece` writes, and nobody else before `finish`
+    cdef public FileSums sums           # of what is written; None: nobody wants them
 
     # Append a pair to the open bucket; where its value has to be written, before the next call.
     cdef uint8_t *reserve(self, Span key, uint32_t value_size) except NULL nogil

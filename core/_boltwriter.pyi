@@ -1,5 +1,6 @@
 from quorate.core._bolt import Bolt
 from quorate.core._disk import Disk
+from quorate.core._filesums import FileSums
 
 class BoltWriter:
     disk: Disk
@@ -8,6 +9,7 @@ class BoltWriter:
     transaction: int
     pages: int
     finished: bool
+    sums: FileSums | None
     def __init__(
         self,
         disk: Disk,

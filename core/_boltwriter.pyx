@@ -18,6 +18,7 @@ Rules:
    written anew may take over leaves that the file has (`keep_leaf`).
 8. A `deferred` writer does no I/O while pairs come: `piece_waits` says when `write_piece`, which
    may be called by another thread meanwhile, has enough to do.
+9. What is written, but for the metas, goes into `sums`, if there are any.
 """
 
 from libc.string cimport memcpy, memmove, memset
@@ -507,6 +508,8 @@ cdef class BoltWriter:
             if self.deferred:
                 self.disk.file_pace(self.handle, self.out_offset + at, piece)
             at += piece
+        if self.sums is not None and self.out_offset >= self.sums.start:
+            self.sums.take(self.out_offset, self.out.data, self.out.size)
         self.out_offset += self.out.size
         self.out.size = 0
         return 0

@@ -23,6 +23,7 @@ cdef struct Pair:
 
 
 # Take a mvccpb.KeyValue apart; False when it is malformed.
+cdef bint read_record_key(const Span *key, Pair *pair) noexcept nogil
 cdef bint read_pair(const Span *value, Pair *pair) noexcept nogil
 
 

@@ -127,20 +127,9 @@ cdef class Restore:
     cdef int _take_pair(self) except -1 nogil:
         """A mvccpb.KeyValue under its revision."""
         cdef Pair pair
-        cdef const uint8_t *name = self.at.key.data
-        cdef uint64_t revision, sub
-        if self.at.key.size != RECORD_KEY and (
-                self.at.key.size != RECORD_KEY_MAX or name[RECORD_KEY] != RECORD_TOMBSTONE):
-            return self._refuse(b"this is no revision")
-        revision = load_be64(name)
-        sub = load_be64(name + RECORD_SUB_AT)
-        if (name[RECORD_UNDERSCORE_AT] != RECORD_UNDERSCORE or revision == 0 or revision >> 63
-                or sub >> 32):
-            return self._refuse(b"this is no revision")
         memset(&pair, 0, sizeof(Pair))
-        pair.revision = <int64_t>revision
-        pair.sub = <uint32_t>sub
-        pair.tombstone = self.at.key.size > RECORD_KEY
+        if not read_record_key(&self.at.key, &pair):
+            return self._refuse(b"this is no revision")
         pair.is_bump = self.at.value.size == 0 and not pair.tombstone
         if not read_pair(&self.at.value, &pair) or (pair.key.size == 0 and not pair.is_bump):
             return self._refuse(b"a malformed key-value")
@@ -200,6 +189,23 @@ cdef class Restore:
         with gil:
             raise BackendError(
                 self.bolt.path, self.at.key.data[:self.at.key.size], reason.decode())
+
+
+cdef bint read_record_key(const Span *key, Pair *pair) noexcept nogil:
+    """Take a key of the bucket `key` apart; False when it is no revision."""
+    cdef uint64_t revision, sub
+    if key.size != RECORD_KEY and (
+            key.size != RECORD_KEY_MAX or key.data[RECORD_KEY] != RECORD_TOMBSTONE):
+        return False
+    revision = load_be64(key.data)
+    sub = load_be64(key.data + RECORD_SUB_AT)
+    if (key.data[RECORD_UNDERSCORE_AT] != RECORD_UNDERSCORE or revision == 0 or revision >> 63
+            or sub >> 32):
+        return False
+    pair.revision = <int64_t>revision
+    pair.sub = <uint32_t>sub
+    pair.tombstone = key.size > RECORD_KEY
+    return True
 
 
 cdef bint read_pair(const Span *value, Pair *pair) noexcept nogil:

@@ -9,6 +9,7 @@ cdef enum:
     VERSION_LEASED = 1      # a Hold stands behind all else, at the next multiple of 8
     VERSION_OUTSIDE = 2     # the value's address stands in its place, at the next multiple of 8
     VERSION_MAPPED = 4      # and it lies in a mapped file, not in a block of the arena
+    VERSION_REACHED = 24    # two bits, the mark of _scrub.pyx; 0: it did not see the version yet
     # Smaller values stay in the record for ever: an address and a block cost as much.
     VALUE_OUTSIDE_MIN = 64
     # The bits of `flags` above these are a checksum of what is immutable; 0: there is none yet.
@@ -42,7 +43,7 @@ cdef struct Version:
     Version *previous       # the next older version of the key that is still stored, or NULL
     Version *newer          # the next newer one, or NULL: this is the newest
     uint32_t sub            # place within its revision
-    uint32_t flags          # VERSION_LEASED, _OUTSIDE, _MAPPED, and the seal
+    uint32_t flags          # VERSION_LEASED, _OUTSIDE, _MAPPED, _REACHED, and the seal
 
 
 cdef inline const uint8_t *version_key(const Version *version) noexcept nogil:

@@ -29,6 +29,13 @@ cdef struct Batch:
     Buffer pieces           # Piece, in the order of writing
 
 
+cdef struct Place:
+    # Between two records; everything before it is in the chain.
+    uint64_t sequence       # of the segment
+    uint64_t offset
+    uint32_t crc
+
+
 cdef struct FsyncTimes:
     uint64_t[FSYNC_BUCKETS] buckets
     uint64_t count
@@ -54,7 +61,7 @@ cdef class Wal:
     cdef readonly uint64_t torn_bytes   # that `recover` cut from the log's end
     cdef bint no_fsync
     cdef bint ahead                     # segments are made by their own thread
-    cdef bytes metadata
+    cdef readonly bytes metadata        # as every segment has it
     cdef bytes directory_bytes
     cdef const char *directory_path     # into `directory_bytes`
     cdef WalReader reader               # until the log was read to its end
@@ -66,6 +73,9 @@ cdef class Wal:
     cdef uint64_t head_end              # where the segment's head ends
     cdef uint64_t file_size
     cdef uint32_t crc
+    # Up to where all is on the disk, and will be when the sync in flight is done.
+    cdef Place synced
+    cdef Place in_flight
     # What is appended and not written: one batch is filled while the other is in flight.
     cdef Batch[2] batches
     cdef int filling
@@ -93,6 +103,7 @@ cdef class Wal:
     cdef int begin_piece(self, bint cut) except -1
     cdef begin(self, int64_t handle, uint64_t filled)
     cdef raise_failure(self)
+    cdef Place place(self) noexcept
 
     cdef int64_t flush(self, Batch *batch) noexcept nogil
     cdef int64_t flush_piece(self, Batch *batch, Piece *piece, size_t size) noexcept nogil

@@ -210,6 +210,7 @@ cdef class Wal:
     cdef begin(self, int64_t handle, uint64_t filled):
         """Take over the segment to append to, whose bytes are written up to `filled`."""
         self.handle = handle
+        self.synced = self.place()
         self.segments = Segments(self.disk, self.directory, self.segment_bytes)
         if self.ahead:
             self.segments.start(handle, max(filled, self.offset), self.file_size)
@@ -369,6 +370,7 @@ cdef class Wal:
         with nogil:
             self.flush(&self.batches[self.filling])
         self.raise_failure()
+        self.synced = self.place()
 
     def start_sync(self, int doorbell):
         """Have the log's thread make all that was appended durable and ring the doorbell."""
@@ -379,6 +381,7 @@ cdef class Wal:
             self.thread.start()
         self.doorbell = doorbell
         self.syncing = True
+        self.in_flight = self.place()
         self.filling ^= 1
         sem_post(&self.work)
 
@@ -396,6 +399,7 @@ cdef class Wal:
             wait_for(&self.done)
         self.syncing = False
         self.raise_failure()
+        self.synced = self.in_flight
 
     def run(self):
         """The sync thread's body; the GIL is not needed until it ends."""
@@ -517,6 +521,10 @@ cdef class Wal:
     cdef void segment_path(self, char *path, uint64_t sequence, uint64_t index) noexcept nogil:
         snprintf(path, PATH_BYTES_MAX, "%s/%016lx-%016lx.wal",
                  self.directory_path, sequence, index)
+
+    cdef Place place(self) noexcept:
+        """Behind all that was appended."""
+        return Place(self.sequence, self.offset, self.crc)
 
     # --- questions ----------------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ Rules:
    log is kept from the checkpoint before on, so that either meta of the file, and either of the two
    newest snapshot files, finds what came after it.
 5. A failure ends the checkpoint, not the server: the log still has everything.
+6. While memory or the file is damaged (`damage`) no checkpoint is written and none is lent: good is
+   not replaced by bad, and the log keeps what it has. While the log is damaged nothing of it is
+   removed either, but a checkpoint is written at once: a start then needs only what came after it.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ from functools import partial
 from typing import TypeVar
 
 from ._bolt import Bolt
+from ._boltfile import OpenFile
 from ._boltwriter import BoltWriter
 from ._checkpoint import Checkpoint
 from ._disk import Disk, DiskError
+from ._filesums import FileSums
 from ._leasebucket import LeaseBucket
 from ._mapping import Mapping
 from ._wal import Wal
@@ -70,6 +75,8 @@ TEMPORARY = "db.tmp.checkpoint"
 NOTHING_SAVED = (1 << 63) - 1
 
 Result = TypeVar("Result")
+# Pages that are metas.
+PAGE_FIRST = 2
 # What a step waits for; None: for the next turn.
 Steps = Generator["Future[object] | None", None, None]
 
@@ -86,6 +93,13 @@ class Saved:
     mapping: Mapping | None = None
     """Where its values are read; None when they are not."""
     can_extend: bool = False
+    transaction: int = 0
+    page_size: int = 0
+    has_both_metas: bool = True
+    file: OpenFile | None = None
+    """None: it is not known what the file is."""
+    sums: FileSums | None = None
+    """Of the file's pages; whoever reads one first adds what is missing."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,10 @@ class Taken:
     conf_state: ConfState
     cluster: Cluster
     buckets: dict[bytes, list[tuple[bytes, bytes]]]
+
+
+class Damaged(Fatal):
+    """What a checkpoint would be made of is not as it was."""
 
 
 class Demand:
@@ -122,6 +140,8 @@ class Demand:
     def source(self) -> Source | None:
         """The file, when it is there; the caller closes its descriptor. Raises DiskError."""
         checkpoints = self._checkpoints
+        if checkpoints.damage:
+            raise DiskError("check", checkpoints.path, errno.EUCLEAN)
         if checkpoints.saved.index >= self._wanted:
             return checkpoints.lend()
         if checkpoints.failures != self._failures:
@@ -190,6 +210,9 @@ class Checkpoints:
         self.failure = DiskError("write", self.path, errno.EIO)
         # As etcd tells it of the file; before there is one, of the one that will be.
         self.storage_version = f"{config.storage_version}.0"
+        # What was found to be damaged, and whether the log was; see rule 6.
+        self.damage = ""
+        self._keeps_log = False
         self._steps: Steps | None = None
         self._future: Future[object] | None = None
         # On the backend file, as bbolt's; -1: there is none yet.
@@ -209,6 +232,11 @@ class Checkpoints:
             backend.size,
             backend.mapping,
             backend.bolt.warning is None and backend.bolt.has_pages(b"key"),
+            backend.bolt.transaction,
+            backend.bolt.page_size,
+            backend.bolt.warning is None,
+            OpenFile(self.disk, self.path),
+            FileSums(PAGE_FIRST * backend.bolt.page_size),
         )
 
     def set_saved_revision(self) -> None:
@@ -216,14 +244,44 @@ class Checkpoints:
         store = self.state.store
         store.saved_revision = self.saved.revision if self.saved.can_extend else NOTHING_SAVED
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether one is under way."""
+        return self._steps is not None
+
+    # --- damage
+
+    def stop(self, damage: str) -> None:
+        """Memory or file is damaged: write no checkpoint, and give up the one under way."""
+        self.damage = damage
+        self._keeps_log = True
+
+    def replace_log(self, _: str) -> None:
+        """The log is damaged: have the file hold all that it does, and leave it as it is."""
+        self.wanted_index = self.state.applied
+        self._keeps_log = True
+
+    def go_on(self) -> None:
+        """Whoever looks after the server says that it is in order again."""
+        self.damage = ""
+        self._keeps_log = False
+
     # --- turns
 
     def step(self, now: int) -> bool:
         """Do a slice of what is to be done, `now`; True when there is more to do at once."""
         if self._steps is None:
-            if self.state.applier.applied == self.saved.index or not self.is_due(now):
+            if self.damage or self.state.applier.applied == self.saved.index:
+                return False
+            if not self.is_due(now):
                 return False
             self._steps = self._guarded(now)
+        elif self.damage and self._future is None:
+            # Not while the last page or the name is on its way: then it is finished.
+            with contextlib.suppress(StopIteration):
+                self._steps.throw(Damaged(self.damage))
+            self._steps = None
+            return False
         if self._future is not None and not self._future.done():
             return False
         try:
@@ -254,7 +312,8 @@ class Checkpoints:
         while self._steps is not None:
             self._step_now()
         is_wanted = self.wanted_index > self.saved.index
-        if is_wanted or self.state.applied - self.saved.index > STOP_ENTRIES_MIN:
+        entries = self.state.applied - self.saved.index
+        if not self.damage and (is_wanted or entries > STOP_ENTRIES_MIN):
             self._steps = self._guarded(self.clock())
             while self._steps is not None:
                 self._step_now()
@@ -292,10 +351,12 @@ class Checkpoints:
         except Fatal as failure:
             self.logger.error("failed to write a checkpoint", error=str(failure))
             self._discard()
-            # Nobody knows what the page cache has dropped of it: rule 3.
-            self.saved = Saved(index=self.saved.index)
+            # What was noted of leases went with it.
             self.state.store.lessor.forget_changes()
-            self.set_saved_revision()
+            if whole or not isinstance(failure, Damaged):
+                # Nobody knows what the page cache has dropped of it: rule 3.
+                self.saved = Saved(index=self.saved.index)
+                self.set_saved_revision()
             self.wanted_index = 0
             self.failures += 1
             if isinstance(failure, DiskError):
@@ -344,6 +405,10 @@ class Checkpoints:
         self.begun_index = taken.index
         size = 0 if whole else self.saved.size
         writer = self._open_writer(whole)
+        file, sums = self.saved.file, self.saved.sums
+        if whole or sums is None:
+            sums = FileSums(PAGE_FIRST * writer.page_size)
+        written = writer.sums = sums.begin(writer.pages * writer.page_size)
         try:
             after = 0 if whole else self.saved.revision
             pairs = Checkpoint(self.state.store, writer, after=after)
@@ -353,6 +418,8 @@ class Checkpoints:
                 if whole:
                     yield from self._run(self._publish)
                     mapping = self._map()
+                    file = OpenFile(self.disk, self.path)
+                sums.add(written)
                 self.storage_version = f"{self.config.storage_version}.0"
                 self.saved = Saved(
                     taken.index,
@@ -361,6 +428,11 @@ class Checkpoints:
                     writer.pages * writer.page_size,
                     mapping,
                     not whole or pairs.pairs > 0,
+                    writer.transaction,
+                    writer.page_size,
+                    True,
+                    file,
+                    sums,
                 )
                 self.state.unlike_rows = {}
                 if mapping is not None and shows(mapping, self.saved.size, whole):
@@ -370,9 +442,8 @@ class Checkpoints:
                 pairs.close()
         finally:
             writer.close()
-        written = self.saved.size - size
-        rest = self.clock() + written * 1000 // CHECKPOINT_BYTES_PER_SECOND
-        self._rest_until = max(self._rest_until, rest)
+        rest = (self.saved.size - size) * 1000 // CHECKPOINT_BYTES_PER_SECOND
+        self._rest_until = max(self._rest_until, self.clock() + rest)
         # Not before: what is to be moved into the mapping must not be removed by a compaction.
         self.set_saved_revision()
         dropped = self.state.store.values.drop_mappings()
@@ -502,7 +573,7 @@ class Checkpoints:
         wal.append_snapshot(taken.index, taken.term, taken.conf_state.encode())
         before, syncs = self._recorded
         self._recorded = (taken.index, wal.statistics().fsync_count)
-        if syncs < self._recorded[1]:
+        if syncs < self._recorded[1] and not self._keeps_log:
             yield from self._run(partial(self._purge, before))
 
     def _purge(self, index: int) -> None:

@@ -22,12 +22,11 @@ QUOTA_BYTES_RECOMMENDED_MAX = 8 * 1024**3
 # the next few writes.
 QUOTA_PERCENT_CLEAR = 90
 
-# --- the background check of memory ---------------------------------------------------------------
-# A pass over all versions: below the minute in which a fault is to be found.
+# --- the background check for damage --------------------------------------------------------------
+# A pass over memory, backend file and log: below the minute in which a fault is to be found.
 SCRUB_SECONDS = 55.0
-# Two percent of a core: looking at a version takes about a microsecond, most of it waiting for
-# memory.
-SCRUB_VERSIONS_PER_SECOND_MAX = 20_000
+# Two percent of a core: a look is what takes about a microsecond.
+SCRUB_LOOKS_PER_SECOND_MAX = 20_000
 
 # --- rings ----------------------------------------------------------------------------------------
 # A ring holds at least two of the largest requests; a power of two, being mapped twice in a row.

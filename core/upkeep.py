@@ -9,6 +9,8 @@ Rules:
 from __future__ import annotations
 
 from ._scrub import Scrub
+from ._scrubfile import FileScrub
+from ._scrublog import LogScrub
 from .compactor import Compactor, make_compactor
 from .config import Config
 from .errors import EtcdError
@@ -23,7 +25,7 @@ from .messages import (
     InternalRaftRequest,
 )
 from .node import Node
-from .scrub import Scrubbing
+from .scrub import Part, Scrubbing
 
 # After raft refused an entry, how long a duty that no clock drives waits until it asks again.
 RETRY_MILLISECONDS = 1000
@@ -148,7 +150,15 @@ class Quota:
 
 def add_duties(node: Node, config: Config) -> None:
     """Give a member what its flags ask it to do by itself."""
-    scrubbing = Scrubbing(node, Scrub(node.state.store))
+    store, checkpoints = node.state.store, node.checkpoints
+    scrubbing = Scrubbing(
+        node,
+        (
+            Part("memory", Scrub(store), checkpoints.stop),
+            Part("backend file", FileScrub(store, checkpoints), checkpoints.stop),
+            Part("log", LogScrub(node.wal), checkpoints.replace_log),
+        ),
+    )
     node.duties += (Quota(node, config.quota_bytes), scrubbing)
     compactor = make_compactor(config.auto_compaction, node.clock(), node.state.store.revision)
     if compactor is not None:

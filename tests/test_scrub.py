@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from quorate.core._disk import DiskError
 from quorate.core._scrub import Scrub
 from quorate.core._storeview import StoreView
-from quorate.core.errors import CorruptError, TooManyRequestsError
-from quorate.core.limits import SCRUB_SECONDS, SCRUB_VERSIONS_PER_SECOND_MAX
+from quorate.core._wal import make_directories
+from quorate.core.errors import CorruptError, SnapshotFailedError, TooManyRequestsError
+from quorate.core.limits import SCRUB_LOOKS_PER_SECOND_MAX, SCRUB_SECONDS
 from quorate.core.raft import Raft
-from quorate.core.scrub import OWED_VERSIONS_MAX, SCRUB_STEP, Scrubbing
+from quorate.core.scrub import OWED_LOOKS_MAX, SCRUB_STEP, Part, Scrubbing
 from tests.depth import depth, seed
 from tests.messages import Message
-from tests.node_driver import Member, new_disk
+from tests.node_driver import DATA, Member, new_disk
+from tests.sim.disk import SimDisk
 from tests.test_upkeep import Log, alarms, change_alarm
+
+DB = f"{DATA}/member/snap/db"
+WAL = f"{DATA}/member/wal"
 
 
 def written(versions: int = 3) -> StoreView:
@@ -214,47 +222,203 @@ def test_an_alarm_that_raft_refused_is_raised_later(
 class Counter:
     """A looker that counts."""
 
-    passes = 0
-
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.looked: list[int] = []
 
-    def step(self, budget: int) -> str:
-        self.looked.append(budget)
+    @property
+    def passes(self) -> int:
+        return sum(self.looked) // self.size
+
+    def step(self, looks: int) -> str:
+        self.looked.append(looks)
         return ""
+
+
+def counting(*counters: Counter) -> list[Part]:
+    return [Part("", counter, lambda fault: None) for counter in counters]
 
 
 @pytest.mark.parametrize("turn_milliseconds", [0.1, 1, 100, 1000])
 def test_a_pass_takes_its_time_however_often_the_node_turns(turn_milliseconds: float) -> None:
     member = Member(new_disk())
-    filled(member, 2000)
-    counter = Counter()
+    counter = Counter(20_000)
     member.now = 1_000_000
-    scrubbing = Scrubbing(member.node, counter)
+    scrubbing = Scrubbing(member.node, counting(counter))
     for turn in range(round(10_000 / turn_milliseconds)):
         member.now = 1_000_000 + int(turn * turn_milliseconds)
         while scrubbing.step(member.now):
             pass
     looked = sum(counter.looked)
-    assert looked == pytest.approx(2000 * 10 / SCRUB_SECONDS, rel=0.3, abs=OWED_VERSIONS_MAX * 0.1)
+    assert looked == pytest.approx(20_000 * 10 / SCRUB_SECONDS, rel=0.3, abs=OWED_LOOKS_MAX * 0.1)
     assert max(counter.looked) <= SCRUB_STEP
+
+
+def test_the_parts_take_turns_and_share_the_time() -> None:
+    member = Member(new_disk())
+    counters = [Counter(10_000), Counter(30_000)]
+    scrubbing = Scrubbing(member.node, counting(*counters))
+    for _ in range(round(SCRUB_SECONDS * 10)):
+        member.now += 100
+        while scrubbing.step(member.now):
+            pass
+    for counter in counters:
+        assert sum(counter.looked) == pytest.approx(counter.size, abs=OWED_LOOKS_MAX * 0.2)
 
 
 def test_however_much_there_is_no_more_is_looked_at_than_two_percent_allow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     member = Member(new_disk())
-    counter = Counter()
-    scrubbing = Scrubbing(member.node, counter, seconds=1e-9)
+    counter = Counter(20_000)
+    scrubbing = Scrubbing(member.node, counting(counter), seconds=1e-9)
     for _ in range(100):
         member.now += 100
         while scrubbing.step(member.now):
             pass
-    assert sum(counter.looked) <= SCRUB_VERSIONS_PER_SECOND_MAX * 10
-    assert sum(counter.looked) > SCRUB_VERSIONS_PER_SECOND_MAX * 9
+    assert sum(counter.looked) <= SCRUB_LOOKS_PER_SECOND_MAX * 10
+    assert sum(counter.looked) > SCRUB_LOOKS_PER_SECOND_MAX * 9
     # A process that stood still does not make up for all of it.
     counter.looked.clear()
     member.now += 3_600_000
     while scrubbing.step(member.now):
         pass
-    assert sum(counter.looked) <= OWED_VERSIONS_MAX
+    assert sum(counter.looked) <= OWED_LOOKS_MAX
+
+
+# --- what follows from damaged files --------------------------------------------------------------
+
+
+def saved(disk: SimDisk, log: Log, keys: int = 300, **flags: Any) -> Member:
+    """A member whose file has all that was written."""
+    member = Member(disk, **{"logger": log.logger, "max_wals": 0, **flags})
+    filled(member, keys)
+    member.node.checkpoints.wanted_index = member.node.applier.applied
+    member.settle()
+    return member
+
+
+def test_a_damaged_file_raises_the_alarm_and_is_not_gone_on_with(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log)
+    content = disk.file(DB).data
+    pass_seconds(member, 60)
+    assert alarms(member) == []
+    at = bytes(content).index(b"00123")
+    content[at] ^= 1
+    pass_seconds(member, 60)
+    own = member.node.wal.node_id
+    assert alarms(member) == [{"memberID": own, "alarm": 2}]
+    [line] = log.lines("corruption")
+    assert line["where"] == "backend file"
+    assert "bucket key: revision 125.0: in memory it is of another key" in line["what"]
+    assert member.refused("KV/Put", {"key": b"k"}) is CorruptError
+    assert member.everything()[b"00123"][0] == b"v"
+    # Nobody gets a copy of it, and no checkpoint replaces it, also not when the server stops.
+    before = bytes(content), disk.list(WAL)
+    answers: list[object] = []
+    member.node.snapshots.open_snapshot(answers.append)
+    member.settle()
+    assert [type(answer) for answer in answers] == [SnapshotFailedError]
+    member.node.checkpoints.wanted_index = member.node.applier.applied
+    pass_seconds(member, 60)
+    member.node.close()
+    assert (bytes(content), disk.list(WAL)) == before
+
+
+def test_a_file_that_is_in_order_again_is_gone_on_with(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log)
+    content = disk.file(DB).data
+    content[3 * 4096 + 100] ^= 4
+    pass_seconds(member, 60)
+    assert alarms(member)
+    content[3 * 4096 + 100] ^= 4
+    change_alarm(member, 2, member.node.wal.node_id, 2)
+    pass_seconds(member, 130)
+    assert alarms(member) == []
+    member.put(b"k")
+    member.node.checkpoints.wanted_index = member.node.applier.applied
+    member.settle()
+    assert member.node.checkpoints.saved.index >= member.node.applier.applied - 1
+    pass_seconds(member, 130)
+    assert alarms(member) == []
+
+
+def test_a_checkpoint_under_way_is_given_up(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log, keys=1000)
+    checkpoints = member.node.checkpoints
+    content = bytes(disk.file(DB).data)
+    before = checkpoints.saved
+    filled(member, 1000)
+    checkpoints.wanted_index = member.node.applier.applied
+    member.turn()
+    assert checkpoints.is_writing
+    checkpoints.stop("damage")
+    member.settle()
+    assert not checkpoints.is_writing
+    assert checkpoints.saved == before
+    assert bytes(disk.file(DB).data)[: before.size] == content[: before.size]
+    checkpoints.go_on()
+    checkpoints.wanted_index = member.node.applier.applied
+    member.now += 60_000
+    member.settle()
+    assert checkpoints.saved.revision == member.revision
+    pass_seconds(member, 130)
+    assert alarms(member) == []
+
+
+def test_a_damaged_log_has_its_entries_saved_at_once_and_is_kept(log: Log) -> None:
+    disk = new_disk()
+    member = saved(disk, log, keys=500, segment_bytes=4096, max_wals=1)
+    filled(member, 500)
+    index = member.node.checkpoints.saved.index
+    names = disk.list(WAL) or []
+    content = disk.file(f"{WAL}/{names[len(names) // 2]}").data
+    content[2000] ^= 16
+    pass_seconds(member, 60)
+    assert alarms(member) == [{"memberID": member.node.wal.node_id, "alarm": 2}]
+    [line] = log.lines("corruption")
+    assert line["where"] == "log"
+    assert f"{names[len(names) // 2]}: offset " in line["what"]
+    assert member.node.checkpoints.saved.index > index + 400
+    assert (disk.list(WAL) or [])[: len(names)] == names
+    everything = member.everything()
+    member.node.close()
+    # What is damaged is not needed any more.
+    assert Member(disk.crash("all"), max_wals=0, segment_bytes=4096).everything() == everything
+
+
+class Unreadable(SimDisk):
+    """A disk on which one file cannot be read."""
+
+    errno = 0
+    where = ""
+    times = 0
+
+    def read(self, handle: int, size: int, offset: int, path: str = "") -> bytes:
+        if self.times and self.handles[handle] is self.names.get(self.where):
+            self.times -= 1
+            raise DiskError("read", self.where, self.errno)
+        return super().read(handle, size, offset, path)
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "is_fault"),
+    [(errno.EIO, 1, False), (errno.EIO, 2, True), (errno.EMFILE, 2, False)],
+)
+@pytest.mark.parametrize("part", ["backend file", "log"])
+def test_what_a_disk_cannot_read_twice_is_a_fault(
+    log: Log, part: str, number: int, times: int, is_fault: bool
+) -> None:
+    disk = Unreadable(random.Random(1))
+    make_directories(disk, f"{DATA}/member/snap")
+    member = saved(disk, log)
+    names = disk.list(WAL) or []
+    disk.errno, disk.where = number, DB if part == "backend file" else f"{WAL}/{names[-1]}"
+    disk.times = times
+    pass_seconds(member, 130)
+    assert disk.times == 0
+    assert bool(alarms(member)) is is_fault
+    assert len(log.lines("could not look for data corruption")) == (1 if is_fault else times)

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import node_driver
 from tests.depth import depth, seed
 from tests.messages import Message
 from tests.needs import need
 from tests.server import Program, Server
+from tests.test_scrub_files import Looking
 from tests.wire import Client, Refused
 
 from quorate.core._disk import OsDisk
 from quorate.core._run import Run
 from quorate.core._wal import Wal
+from quorate.core.errors import CompactedError
 from quorate.core.members import Cluster, Member
 from quorate.core.messages import (
     ClusterVersionSetRequest,
@@ -167,6 +170,41 @@ def test_there_and_back(number: int, sides: tuple[Server, Server], versions: lis
             use(client, chance, 100)
             before = contents(client)
         end(server, chance)
+
+
+@pytest.mark.parametrize("number", range(depth(1, 5)))
+def test_nothing_that_etcd_leaves_is_called_damage(
+    number: int, sides: tuple[Server, Server], versions: list[str]
+) -> None:
+    """The background check before, during and after our own work on a directory of etcd's."""
+    chance = random.Random(seed() + number)
+    _, theirs = sides
+    for _ in range(depth(3, 10)):
+        with Client(theirs.start().port) as client:
+            use(client, chance, 150)
+            if chance.random() < 0.5:
+                client.call("Maintenance/Defragment")
+        end(theirs, chance)
+        member = node_driver.Member(
+            OsDisk(),
+            data_dir=str(theirs.data),
+            segment_bytes=1 << 20,
+            snapshot_count=chance.choice((20, 1000)),
+            storage_version=versions[-1],
+        )
+        looking = Looking(member)
+        for looks in (1, 10, 1000):
+            passes = min(looker.passes for looker in looking.lookers) + 2
+            while min(looker.passes for looker in looking.lookers) < passes:
+                assert looking.step(looks) == "", f"seed {seed() + number}"
+                if looks > 1 and chance.random() < 0.3:
+                    member.put(chance.choice(KEYS), chance.randbytes(chance.choice((3, 300, 9000))))
+                if chance.random() < 0.02 and member.revision > 50:
+                    asked = {"revision": member.revision - chance.randrange(20)}
+                    with contextlib.suppress(CompactedError):
+                        member.call("KV/Compact", asked)
+                member.now += 500
+        member.node.close()
 
 
 def test_a_log_that_begins_late(sides: tuple[Server, Server]) -> None:
