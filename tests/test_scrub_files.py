@@ -358,7 +358,8 @@ def test_nothing_that_a_member_does_is_called_damage(
 ) -> None:
     """Slices of requests, sweeps, checkpoints and passes come in any order, and so do crashes."""
     chance = random.Random(seed() + number)
-    monkeypatch.setattr("quorate.core.checkpoints.PAIRS_STEP", chance.choice((1, 5, 400)))
+    pairs_step = chance.choice((1, 5, 400))
+    monkeypatch.setattr("quorate.core.checkpoints.PAIRS_STEP", pairs_step)
     monkeypatch.setattr("quorate.core.node.COMPACT_STEP", chance.choice((1, 5, 200)))
     if chance.random() < 0.5:
         monkeypatch.setattr("quorate.core.checkpoints.GARBAGE_BYTES_MIN", 0)
@@ -397,4 +398,5 @@ def test_nothing_that_a_member_does_is_called_damage(
         member.check()
         disk = disk.crash(chance.choice(("nothing", "all")))
     assert passes > 3
-    assert during > 0
+    # A checkpoint in one slice is over before anybody looks.
+    assert during > 0 or pairs_step == 400
