@@ -337,9 +337,11 @@ class Checkpoints:
 
     def _guarded(self, now: int) -> Steps:
         """One checkpoint; see rule 5."""
-        self._log_bytes = self.wal.written_bytes
+        logged = self.wal.written_bytes - self._log_bytes
+        self._log_bytes += logged
         self._rest_until = now + int(CHECKPOINT_PAUSE_SECONDS * 1000)
         whole = self.wants_whole()
+        size = 0 if whole else self.saved.size
         leases = LeaseBucket(self.state.store.lessor, whole=whole)
         try:
             while leases.step(LEASES_STEP):
@@ -365,6 +367,9 @@ class Checkpoints:
             return
         finally:
             leases.close()
+        # What is as much as the log had comes as often as that does.
+        rest = (self.saved.size - size - logged) * 1000 // CHECKPOINT_BYTES_PER_SECOND
+        self._rest_until = max(self._rest_until, self.clock() + rest)
         try:
             yield from self._follow(taken)
         except Fatal as failure:
@@ -403,7 +408,6 @@ class Checkpoints:
     def _write(self, whole: bool, finished: int, taken: Taken, leases: LeaseBucket) -> Steps:
         """The file, and its values read from there."""
         self.begun_index = taken.index
-        size = 0 if whole else self.saved.size
         writer = self._open_writer(whole)
         file, sums = self.saved.file, self.saved.sums
         if whole or sums is None:
@@ -442,8 +446,6 @@ class Checkpoints:
                 pairs.close()
         finally:
             writer.close()
-        rest = (self.saved.size - size) * 1000 // CHECKPOINT_BYTES_PER_SECOND
-        self._rest_until = max(self._rest_until, self.clock() + rest)
         # Not before: what is to be moved into the mapping must not be removed by a compaction.
         self.set_saved_revision()
         dropped = self.state.store.values.drop_mappings()

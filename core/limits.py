@@ -177,8 +177,8 @@ assert WATCH_MESSAGE_BYTES_MAX < WATCH_SEND_BYTES_HIGH
 CHECKPOINT_LOG_BYTES = 64 * 1024 * 1024
 # After so many entries alone not sooner than this after the one before: its syncs are not free.
 CHECKPOINT_PAUSE_SECONDS = 1.0
-# And not sooner than if it had written at this rate: 10,000 changes of a million leases with random
-# ids write all of these anew, 43 MB.
+# And not sooner than if what it wrote beyond what the log did had been written at this rate: 10,000
+# changes of a million leases with random ids write all of these anew, 43 MB.
 CHECKPOINT_BYTES_PER_SECOND = 16 * 1024 * 1024
 # After one that failed.
 CHECKPOINT_RETRY_SECONDS = 30.0

@@ -217,8 +217,10 @@ def test_old_segments_and_snapshot_files_go() -> None:
 def test_a_large_checkpoint_is_followed_by_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where few entries make a checkpoint large, a disk is not kept busy with them."""
     monkeypatch.setattr("quorate.core.checkpoints.CHECKPOINT_BYTES_PER_SECOND", 10_000)
-    member = Member(new_disk(), **OFTEN)
-    member.put(b"k", bytes(100_000))
+    disk = new_disk()
+    Member(disk, snapshot_count=100).put(b"k", bytes(100_000))
+    # Now the file has much of which this log has written nothing.
+    member = Member(disk.crash("nothing"), **OFTEN)
     member.put(b"k")
     member.settle()
     checkpoints = member.node.checkpoints
@@ -231,6 +233,16 @@ def test_a_large_checkpoint_is_followed_by_a_rest(monkeypatch: pytest.MonkeyPatc
     member.settle()
     assert checkpoints.saved is first
     member.now += 8000
+    member.settle()
+    assert checkpoints.saved.index == member.node.applier.applied
+    # What the log has is no reason to rest.
+    member.put(b"k", bytes(100_000))
+    member.put(b"k")
+    member.now += 2000
+    member.settle()
+    member.put(b"k")
+    member.put(b"k")
+    member.now += 2000
     member.settle()
     assert checkpoints.saved.index == member.node.applier.applied
     # Whoever asks for one gets it at once, however large the one before was.

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 # Each line is a check's name and its command; folders are the real ones, not the links to them.
 FOLDERS = ("core", "frontends", "workers", "src", "bench", "tests", "tools/check.py", "setup.py")
-PARALLEL = ("--numprocesses=4", "--dist=load", "--durations=10")
+PARALLEL = ("--numprocesses=4", "--dist=worksteal", "--durations=10")
 STATIC = {
     "format": ("ruff", "format", "--check", *FOLDERS),
     "lint": ("ruff", "check", *FOLDERS),
