@@ -12,6 +12,7 @@ of no distribution.
 import multiprocessing
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -23,6 +24,7 @@ SANITIZE = os.environ.get("QUORATE_SANITIZE", "")
 # What fuzzers are led by needs another compiler (CC=clang) than the rest.
 KIND = "fuzz" if "fuzzer" in SANITIZE else "sanitize" if SANITIZE else "debug" if DEBUG else ""
 BUILD = Path("build", KIND)
+TAG = sys.implementation.cache_tag
 CORES = len(os.sched_getaffinity(0))
 SOURCE = Path("src/quorate")
 PACKAGES = {
@@ -76,6 +78,13 @@ class BuildModules(build_ext):
         """Set the number of compilers that run at once."""
         super().initialize_options()
         self.parallel = CORES
+
+    def finalize_options(self) -> None:
+        """Have `pip install -e` and tools/build compile into one place: once, not twice."""
+        super().finalize_options()
+        if self.inplace or self.editable_mode:
+            self.build_temp = str(BUILD / f"temp-{TAG}")
+            self.build_lib = str(BUILD / f"lib-{TAG}")
 
     def run(self) -> None:
         """Build, without the checkout's own modules unless the checkout is where they go."""
