@@ -400,11 +400,11 @@ def test_a_server_too_slow_for_the_window_has_figures_all_the_same() -> None:
 @pytest.mark.compat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["put 10x10, one key", "txn", "list", "memory", "compaction"])
-def test_a_case_runs_against_etcd(name: str, tmp_path: Path) -> None:
+def test_a_case_runs_against_etcd(name: str, quick_path: Path) -> None:
     target = find_target(need("etcd"))
     case = next(case for case in CASES if case.name == name)
     settings = workloads.Settings(seconds=0.2, warmup=0.1, scale=0.001)
-    rows = case.run(workloads.Stage(target, settings, tmp_path))
+    rows = case.run(workloads.Stage(target, settings, quick_path))
     assert rows
     for metrics in rows.values():
         assert all(value >= 0 for name, value in metrics.items() if not name.startswith("overhead"))
@@ -412,10 +412,10 @@ def test_a_case_runs_against_etcd(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.compat
 @pytest.mark.slow
-def test_the_headline_question_is_answered(tmp_path: Path) -> None:
+def test_the_headline_question_is_answered(quick_path: Path) -> None:
     target = find_target(need("etcd"))
     lines: list[str] = []
-    (answer,) = headline.ask([target], 0.2, tmp_path, lines.append)
+    (answer,) = headline.ask([target], 0.2, quick_path, lines.append)
     assert answer.clients in headline.CLIENTS
     assert str(answer).startswith(f"{target.name}: {'yes' if answer.reached else 'no'}")
     assert len(lines) == headline.CLIENTS.index(answer.clients) + 1

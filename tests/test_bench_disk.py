@@ -285,13 +285,13 @@ def test_a_server_is_told_its_quota_and_more() -> None:
     ],
 )
 def test_a_case_runs_against_etcd(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, quick_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storing, "SETTLED_SECONDS", 0.2)
     target = find_target(need("etcd"))
     case = next(case for case in storing.CASES if case.name == name)
     settings = workloads.Settings(seconds=0.2, warmup=0.1, scale=0.001)
-    rows = case.run(workloads.Stage(target, settings, tmp_path))
+    rows = case.run(workloads.Stage(target, settings, quick_path))
     assert rows
     for metrics in rows.values():
         assert all(value >= 0 for value in metrics.values())

@@ -227,11 +227,11 @@ def test_the_mean_of_before_and_after() -> None:
     "name",
     [case.name for case in (*watching.CASES, *leasing.CASES) if "10,000" not in case.name],
 )
-def test_a_case_runs_against_etcd(name: str, tmp_path: Path) -> None:
+def test_a_case_runs_against_etcd(name: str, quick_path: Path) -> None:
     target = find_target(need("etcd"))
     case = next(case for case in (*watching.CASES, *leasing.CASES) if case.name == name)
     settings = workloads.Settings(seconds=0.2, warmup=0.1, scale=0.001)
-    rows = case.run(workloads.Stage(target, settings, tmp_path))
+    rows = case.run(workloads.Stage(target, settings, quick_path))
     assert rows
     for metrics in rows.values():
         for metric, value in metrics.items():

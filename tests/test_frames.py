@@ -3,7 +3,8 @@
 A client whose bytes are made beforehand sends puts and gets to a pump over a real connection; the
 pump and the node, on a real disk, take turns in this process. Only these turns are profiled, the
 log's thread included. What is counted may grow with the number of turns, never with the number of
-requests: the same rounds with ten times the requests must not count more.
+requests: a turn of ten times the requests must not count more. How many turns the rounds take is
+the disk's and the scheduler's affair; they only must be far fewer than the requests.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ PUT, RANGE = "/etcdserverpb.KV/Put", "/etcdserverpb.KV/Range"
 KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 ROUNDS = 20
 REQUESTS = 500  # of a round: 10,000 in all
-# A round takes some turns of pump and node, and each turn is a few dozen frames, whatever it
-# carries. A checkpoint, due by --snapshot-count once in 10,000 entries, takes some hundred.
-# 10,000 requests cost fewer Python frames than this:
-FRAMES_MAX = 2_500
+# A turn of pump and node is so many frames at most, whatever it carries; a checkpoint, due by
+# --snapshot-count once in 10,000 entries, takes some hundred more. A disk that is slow to sync
+# makes more turns, though never as many as these:
+FRAMES_A_TURN_MAX = 32
+CHECKPOINT_FRAMES_MAX = 1_500
+TURNS_MAX = 200
 # Blocks of Python memory that 10,000 requests leave behind (raft keeps the last runs, one object
 # each), and the most that a round holds at once: a turn that leaves its sync to the log's thread
 # holds some 9 KB, one object for each request would be more than 14.
@@ -100,6 +103,7 @@ class Server:
         disk = OsDisk()
         make_directories(disk, str(path / "member" / "snap"))
         self.member = Member(disk, data_dir=str(path), segment_bytes=SEGMENT_BYTES)
+        self.turns = 0
         worker = self.member.worker
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
@@ -145,6 +149,7 @@ class Server:
 
     def turn(self) -> None:
         """A turn of the pump, and turns of the node until it waits."""
+        self.turns += 1
         events = self.pump.turn()
         assert not events, events
         while self.member.node.turn(self.member.report.handle):
@@ -196,26 +201,29 @@ def messages_of(path: str, rounds: int, requests: int) -> list[list[bytes]]:
     ]
 
 
-def frames_of(server: Server, frames: Frames, path: str, requests: int) -> int:
-    """Python frames of ROUNDS rounds."""
-    before = frames.total
+def frames_of(server: Server, frames: Frames, path: str, requests: int) -> tuple[int, int]:
+    """Python frames of ROUNDS rounds, and the turns that they took."""
+    before = frames.total, server.turns
 
     def counted(on: bool) -> None:
         frames.on = on
 
     for messages in messages_of(path, ROUNDS, requests):
         server.round(path, messages, counted)
-    return frames.total - before
+    return frames.total - before[0], server.turns - before[1]
 
 
 @pytest.mark.parametrize("path", [PUT, RANGE, KEEP_ALIVE])
 def test_no_frame_runs_per_request(path: str, server: Server, frames: Frames) -> None:
+    """The bound was one of frames alone, and fell where a loaded machine took more turns."""
+    assert FRAMES_A_TURN_MAX * TURNS_MAX + CHECKPOINT_FRAMES_MAX < ROUNDS * REQUESTS
     frames_of(server, frames, path, 10)  # what happens once has happened
-    frames.calls.clear()
-    few = frames_of(server, frames, path, REQUESTS // 10)
-    many = frames_of(server, frames, path, REQUESTS)
-    assert few < FRAMES_MAX, frames.calls.most_common(10)
-    assert many < FRAMES_MAX, frames.calls.most_common(10)
+    for requests in (REQUESTS // 10, REQUESTS):
+        frames.calls.clear()
+        count, turns = frames_of(server, frames, path, requests)
+        most = FRAMES_A_TURN_MAX * turns + CHECKPOINT_FRAMES_MAX
+        assert turns < TURNS_MAX
+        assert count < most, frames.calls.most_common(10)
     assert server.finished(path) == ROUNDS * (REQUESTS + REQUESTS // 10 + 10)
     if path == PUT:
         assert server.member.revision == 1 + server.finished(path)

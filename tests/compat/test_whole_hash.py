@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.compat.test_moving import KEYS, USED, other
 from tests.depth import depth, seed
+from tests.polling import wait_until
 from tests.server import Program, Server
 from tests.wire import Client
 
@@ -22,7 +21,6 @@ from quorate.core.version import STORAGE_VERSIONS
 pytestmark = pytest.mark.compat
 
 __all__ = ["other"]
-SECONDS_MAX = 5.0
 
 
 def hashed(server: Server) -> int:
@@ -55,14 +53,6 @@ def write(server: Server, chance: random.Random, calls: int) -> int:
     return hashed(server)
 
 
-def wait_for(what: Callable[[], bool], told: str) -> None:
-    end = time.monotonic() + SECONDS_MAX
-    while not what():
-        assert time.monotonic() < end, f"no {told} after {SECONDS_MAX} s"
-        # Nothing but the server itself tells when it comes.
-        time.sleep(0.01)
-
-
 def has_version(server: Server) -> bool:
     """etcd says by an entry of its own, some time after its first start, what its cluster is."""
     version: str = json.loads(server.http("GET", "/version")[2])["etcdcluster"]
@@ -91,7 +81,7 @@ def test_etcd_and_quorate_have_the_same(
     ):
         ours.data = theirs.data
         theirs.start()
-        wait_for(lambda: has_version(theirs), "version")
+        wait_until(lambda: has_version(theirs), "version")
         found = write(theirs, chance, 50)
         theirs.stop()
         assert hashed(ours.start()) == found, "of a directory that only etcd has written"
@@ -101,9 +91,9 @@ def test_etcd_and_quorate_have_the_same(
             ours.kill()
         else:
             write(ours, chance, 60)
-            wait_for(lambda: has_checkpoint(ours), "checkpoint")
+            wait_until(lambda: has_checkpoint(ours), "checkpoint")
             found = hashed(ours)
             ours.stop()
         theirs.start()
         # What quorate's file still has of compacted revisions, etcd removes after its start.
-        wait_for(lambda: hashed(theirs) == found, f"hash {found}")
+        wait_until(lambda: hashed(theirs) == found, f"hash {found}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.crash.load import Ledger, Load
 from tests.crash.preload import Words, build
+from tests.polling import wait_until
 from tests.server import READY_LINE, Program, Server
 from tests.wire import Client, Refused
 
@@ -126,14 +127,6 @@ def test_the_first_failure_is_final(
     with Client(faulty.port) as client:
         assert ledger.verify(client) > 0
         client.put(b"z", b"after")
-
-
-def wait_until(what: Callable[[], bool], told: str) -> None:
-    end = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < end, f"no {told} after 20 s"
-        # It happens in another process, which tells nobody.
-        time.sleep(0.005)
 
 
 def duration(call: Callable[[], object]) -> float:

@@ -14,6 +14,7 @@ import pytest
 from tests.crash.history import Recorder
 from tests.depth import depth, seed
 from tests.linearizability import check, ordered
+from tests.polling import wait_until
 from tests.server import Program, Server
 
 pytestmark = pytest.mark.crash
@@ -57,19 +58,10 @@ def test_a_history_with_kills_of_workers(server: Server, program: Program) -> No
         for _ in range(4):
             time.sleep(0.5)
             # One that has just been replaced may not have its successor yet.
-            os.kill(wait_for_worker(server), signal.SIGKILL)
+            wait_until(server.workers, "worker")
+            os.kill(server.workers()[0], signal.SIGKILL)
         time.sleep(0.5)
     verify(recorder, least=100)
-
-
-def wait_for_worker(server: Server, seconds: float = 2.0) -> int:
-    """A worker of the server; raises AssertionError if it has none for so long."""
-    end = time.monotonic() + seconds
-    while not (workers := server.workers()):
-        assert time.monotonic() < end, "no worker"
-        # /proc, which cannot tell.
-        time.sleep(0.01)
-    return workers[0]
 
 
 def test_a_paused_core_is_late_and_nothing_is_wrong(server: Server) -> None:

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import grpc  # type: ignore[import-untyped]
 import pytest
 from tests.crash.test_disk import SMALL_DISK, small_disk
 from tests.messages import decode
+from tests.polling import wait_until
 from tests.server import Program, Server
 from tests.wire import Client, Refused
 
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.crash
 SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"
 MIB = 1 << 20
 VALUES = 48
-SECONDS_MAX = 20.0
 SLOW_READERS = 8
 # What a slow reader may cost: what is read ahead, encoded and queued of it; see limits.py.
 READER_BYTES = 4 * MIB
@@ -41,14 +41,6 @@ def filled(program: Program, tmp_path: Path) -> Iterator[Server]:
             for number in range(VALUES):
                 client.put(b"big/%02d" % number, chance.randbytes(MIB))
         yield server
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS_MAX
-    while not condition():
-        assert time.monotonic() < end, "it does not come"
-        # Another process, or /proc, which cannot tell.
-        time.sleep(0.005)
 
 
 def lent(server: Server) -> int:
@@ -105,14 +97,14 @@ def test_slow_readers(filled: Server) -> None:
         finally:
             for reader in readers:
                 reader.close()
-        until(lambda: lent(filled) == 0)
+        wait_until(lambda: lent(filled) == 0, "release of the file")
 
 
 def test_clients_that_vanish(filled: Server) -> None:
     for _ in range(3):
         with Client(filled.port) as client:
             begin(client)
-    until(lambda: lent(filled) == 0)
+    wait_until(lambda: lent(filled) == 0, "release of the file")
     with Client(filled.port) as client:
         assert snapshot(client)
 
@@ -127,8 +119,8 @@ def test_a_worker_that_dies(filled: Server) -> None:
         with pytest.raises(grpc.RpcError) as failed:
             list(call)
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-        until(lambda: lent(filled) == 0)
-        until(filled.healthy)
+        wait_until(lambda: lent(filled) == 0, "release of the file")
+        wait_until(filled.healthy, "health")
         with Client(filled.port) as again:
             assert snapshot(again)
             again.put(b"k", b"v")
@@ -169,8 +161,8 @@ def test_a_disk_that_is_full(program: Program, tmp_path: Path) -> None:
                 with pytest.raises(Refused, match="the snapshot could not be made"):
                     list(client.stream("Maintenance/Snapshot", [{}]))
                 assert client.put(b"k", b"v")
-            until(lambda: lent(server) == 0)
-            until(lambda: free(disk) > 9 * MIB)
+            wait_until(lambda: lent(server) == 0, "release of the file")
+            wait_until(lambda: free(disk) > 9 * MIB, "room")
             assert "No space left" in server.log.read_text()
             ballast.unlink()
             assert snapshot(client)
