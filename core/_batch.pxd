@@ -6,10 +6,16 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from quorate.core._apply cimport Applier
 from quorate.core._bytes cimport Buffer
 from quorate.core._events cimport Events
+from quorate.core._keytree cimport Probe
 from quorate.core._port cimport Port
 from quorate.core._record cimport Request
 from quorate.core._request cimport KvRequest
 from quorate.core._run cimport Run, Waiter
+from quorate.core._version cimport Version
+
+cdef enum:
+    # Reads of one key that are looked up together.
+    GETS_MAX = 16
 
 
 cdef struct Read:
@@ -19,6 +25,14 @@ cdef struct Read:
     uint32_t generation
     uint32_t method
     uint32_t size
+
+
+cdef struct Get:
+    # A read of one key as it is now.
+    uint64_t request_id
+    uint32_t slot
+    int omit
+    bint count_only
 
 
 cdef class Reads:
@@ -46,6 +60,9 @@ cdef class Batch:
     cdef readonly Run run           # the writes of this turn, or None
     cdef readonly Reads reads       # the linearizable reads of this turn, or None
     cdef readonly list asked        # (port, request id, call, payload) for Python, in order
+    cdef Get[GETS_MAX] gets         # gathered while reads are served, `gathered` many
+    cdef Probe[GETS_MAX] probes     # and where their keys are
+    cdef int gathered
     cdef KvRequest request          # scratch
     cdef Buffer copy                # of the record under way: its worker could still change it
     cdef Buffer reply               # scratch
@@ -73,6 +90,8 @@ cdef class Batch:
             self, Port port, const Request *asked, const uint8_t *data, size_t size) except -1
     cdef int _read(self, Port port, const Read *read, const uint8_t *data) except -1
     cdef int _range(self, Port port, const Read *read) except -1
-    cdef int _get(self, Port port, const Read *read) except -1
+    cdef int _gather(self, const Read *read) except -1
+    cdef int _get_gathered(self) except -1
+    cdef int _reply_get(self, const Get *get, const Version *version) except -1
     cdef int _stream(self, Port port, const Read *read) except -1
     cdef int _hash(self, Port port, const Read *read) except -1

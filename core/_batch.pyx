@@ -54,7 +54,6 @@ from quorate.core._request cimport (
 )
 from quorate.core._run cimport ENTRY_NORMAL, NO_SLOT, Run, Waiter
 from quorate.core._selection cimport STEP_KEYS_MAX, Selection
-from quorate.core._version cimport Version
 from quorate.core._wholehash cimport WholeHash
 from quorate.core.limits import EVENT_RING_BYTES_MIN
 
@@ -219,6 +218,7 @@ cdef class Batch:
         if not serializable:
             return self._wait_to_read(port, asked, data, size)
         read.request_id = asked.request_id
+        read.slot = port.slot
         read.method = method
         read.size = <uint32_t>size
         return self._read(port, &read, data)
@@ -496,19 +496,27 @@ cdef class Batch:
         return 0
 
     def serve(self, Reads reads):
-        """Answer reads whose read index is applied."""
+        """Answer reads whose read index is applied; those of one key together, and then in any
+        order: their clients do not wait for each other.
+        """
         cdef size_t at = 0
         cdef const Read *read
+        cdef const uint8_t *data
         cdef Port port
         while at < reads.requests.size:
             read = <const Read *>(reads.requests.data + at)
-            at += sizeof(Read)
+            data = reads.requests.data + at + sizeof(Read)
+            at += sizeof(Read) + ((read.size + 7) & ~<size_t>7)
             port = self.ports[read.slot]
-            if port is not None and port.generation == read.generation:
-                if not is_lease_method(read.method):
-                    decode_request(&self.request, read.method, reads.requests.data + at, read.size)
-                self._read(port, read, reads.requests.data + at)
-            at += (read.size + 7) & ~<size_t>7
+            if port is None or port.generation != read.generation:
+                continue
+            if not is_lease_method(read.method):
+                decode_request(&self.request, read.method, data, read.size)
+                if read.method == METHOD_RANGE and is_get(op_at(&self.request, 0)):
+                    self._gather(read)
+                    continue
+            self._read(port, read, data)
+        self._get_gathered()
 
     def refuse(self, Reads reads, uint16_t error):
         """Answer reads that cannot be served."""
@@ -543,8 +551,9 @@ cdef class Batch:
         cdef Selection selection
         cdef Listing listing
         cdef uint16_t error
-        if op.range_end.size == 0 and op.revision <= 0 and not has_revision_filters(op):
-            return self._get(port, read)
+        if is_get(op):
+            self._gather(read)
+            return self._get_gathered()
         selection = Selection()
         error = selection.begin(self.applier.store, op, False)
         if error:
@@ -561,18 +570,41 @@ cdef class Batch:
         listing.header = self.applier.header
         return port.start(listing)
 
-    cdef int _get(self, Port port, const Read *read) except -1:
-        """One key as it is now: the road of most reads."""
-        cdef Op *op = op_at(&self.request, 0)
-        cdef Store store = self.applier.store
-        cdef Version *version = store.get(op.key.data, op.key.size, 0)
+    cdef int _gather(self, const Read *read) except -1:
+        """Remember a read of one key, which is decoded; its bytes stay until it is answered."""
+        cdef const Op *op = op_at(&self.request, 0)
+        cdef Get *get = &self.gets[self.gathered]
+        cdef Probe *probe = &self.probes[self.gathered]
+        get.request_id = read.request_id
+        get.slot = read.slot
+        get.omit = omitted(op)
+        get.count_only = op.count_only
+        probe.key = op.key.data
+        probe.size = op.key.size
+        self.gathered += 1
+        if self.gathered == GETS_MAX:
+            return self._get_gathered()
+        return 0
+
+    cdef int _get_gathered(self) except -1:
+        """Answer the reads of one key that are gathered: the road of most reads."""
+        cdef int count = self.gathered
+        cdef int i
+        self.gathered = 0
+        self.applier.store.get_each(self.probes, count)
+        for i in range(count):
+            self._reply_get(&self.gets[i], <const Version *>self.probes[i].item)
+        return 0
+
+    cdef int _reply_get(self, const Get *get, const Version *version) except -1:
+        cdef Port port = self.ports[get.slot]
         self.reply.size = 0
-        append_header(&self.reply, &self.applier.header, store.revision)
+        append_header(&self.reply, &self.applier.header, self.applier.store.revision)
         if version != NULL:
-            if not op.count_only:
-                append_key_value(&self.reply, TAG_RANGE_KVS, version, omitted(op))
+            if not get.count_only:
+                append_key_value(&self.reply, TAG_RANGE_KVS, version, get.omit)
             append_number(&self.reply, TAG_RANGE_COUNT, 1)
-        return port.reply_message(read.request_id, self.reply.data, self.reply.size)
+        return port.reply_message(get.request_id, self.reply.data, self.reply.size)
 
     cdef int _stream(self, Port port, const Read *read) except -1:
         cdef Selection selection = Selection()
@@ -607,6 +639,11 @@ cdef class Batch:
         if error:
             return port.refuse(read.request_id, <uint16_t>error)
         return port.start(hashing)
+
+
+cdef inline bint is_get(const Op *op) noexcept nogil:
+    """Whether a Range is of one key as it is now."""
+    return op.range_end.size == 0 and op.revision <= 0 and not has_revision_filters(op)
 
 
 cdef uint64_t cost_of(KvRequest *request, int32_t at) noexcept nogil:

@@ -53,6 +53,14 @@ cdef struct Path:
     uint32_t index
 
 
+cdef struct Probe:
+    # One of the keys that `get_each` looks for.
+    const uint8_t *key
+    size_t size
+    void *node
+    Item *item                              # the answer
+
+
 cdef class KeyTree:
     cdef Arena arena
     cdef uint32_t key_at
@@ -65,6 +73,8 @@ cdef class KeyTree:
     # Where `key` is (True) or would be (False).
     cdef bint locate(self, Path *path, const uint8_t *key, size_t size) noexcept nogil
     cdef Item *get(self, const uint8_t *key, size_t size) noexcept nogil
+    # `get` for `count` keys at a time.
+    cdef void get_each(self, Probe *probes, int count) noexcept nogil
     # The first place that is not before `key`; its index may be one past the leaf's last.
     cdef Leaf *seek(self, const uint8_t *key, size_t size, uint32_t *index) noexcept nogil
     # Live keys before `key`.

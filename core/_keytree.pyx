@@ -17,6 +17,7 @@ Rules:
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from quorate.core._arena cimport Arena
@@ -24,10 +25,13 @@ from quorate.core._bytes cimport load_be64
 
 cdef extern from * nogil:
     int __builtin_popcountll(unsigned long long)
+    void __builtin_prefetch(const void *)
 
 cdef enum:
     # So much longer must a common prefix have become before a node's heads are worth reading anew.
     PREFIX_GROWTH_MIN = 4
+    # Heads in a line of the processor's cache.
+    LINE_HEADS = 8
 
 
 cdef inline size_t smaller(size_t a, size_t b) noexcept nogil:
@@ -102,18 +106,19 @@ cdef void lengthen_prefix(Keys *keys) noexcept nogil:
         read_heads(keys, size)
 
 
-cdef uint32_t keys_search(
-    const Keys *keys, const uint8_t *key, size_t size, bint *exact
+cdef uint32_t heads_search(
+    const Keys *keys, const uint8_t *key, size_t size, bint *maybe
 ) noexcept nogil:
-    """The place of the first key that is not before `key`, and whether it is the same."""
+    """The place of the first key whose head is not before that of `key`, and whether `key` may be
+    there or behind it. No key itself is looked at.
+    """
     cdef size_t prefix_size = keys.prefix_size
     cdef uint64_t head
     cdef uint32_t low = 0
     cdef uint32_t span = keys.count
-    cdef uint32_t half, high
-    cdef const Item *item
+    cdef uint32_t half
     cdef int order
-    exact[0] = False
+    maybe[0] = False
     if span == 0:
         return 0
     if prefix_size:
@@ -129,7 +134,26 @@ cdef uint32_t keys_search(
         span -= half
     if keys.heads[low] < head:
         low += 1
+    maybe[0] = low < keys.count and keys.heads[low] == head
+    return low
+
+
+cdef uint32_t keys_search(
+    const Keys *keys, const uint8_t *key, size_t size, bint *exact
+) noexcept nogil:
+    """The place of the first key that is not before `key`, and whether it is the same."""
+    cdef size_t prefix_size = keys.prefix_size
+    cdef uint64_t head
+    cdef bint maybe = False
+    cdef uint32_t low = heads_search(keys, key, size, &maybe)
+    cdef uint32_t half, high
+    cdef const Item *item
+    cdef int order
+    exact[0] = False
+    if not maybe:
+        return low
     # Heads in [low, high) are the same as ours: look at the keys.
+    head = keys.heads[low]
     high = low
     while high < keys.count and keys.heads[high] == head:
         high += 1
@@ -148,6 +172,15 @@ cdef uint32_t keys_search(
         else:
             low = half + 1
     return low
+
+
+cdef inline void keys_prefetch(const Keys *keys) noexcept nogil:
+    """Have the memory that `heads_search` looks at on its way."""
+    cdef int i
+    __builtin_prefetch(keys.prefix)
+    for i in range(TREE_FANOUT // LINE_HEADS):
+        __builtin_prefetch(&keys.heads[i * LINE_HEADS])
+    __builtin_prefetch(keys)
 
 
 cdef void keys_insert(Keys *keys, uint32_t at, Item *item) noexcept nogil:
@@ -261,6 +294,36 @@ cdef class KeyTree:
             ]
         index = keys_search(&(<Leaf *>node).keys, key, size, &exact)
         return (<Leaf *>node).keys.items[index] if exact else NULL
+
+    cdef void get_each(self, Probe *probes, int count) noexcept nogil:
+        """`get` for some keys at a time, level by level.
+
+        In a large tree a search waits for memory at each level. These waits pass together.
+        """
+        cdef Probe *probe
+        cdef const Keys *keys
+        cdef uint32_t index
+        cdef bint found = False
+        cdef int i
+        for i in range(count):
+            probes[i].node = self.root
+        for _ in range(self.height):
+            for i in range(count):
+                probe = probes + i
+                probe.node = (<Branch *>probe.node).children[
+                    keys_search(&(<Branch *>probe.node).keys, probe.key, probe.size, &found) + found
+                ]
+                keys_prefetch(<const Keys *>probe.node)
+        for i in range(count):
+            keys = &(<Leaf *>probes[i].node).keys
+            index = heads_search(keys, probes[i].key, probes[i].size, &found)
+            if found:
+                __builtin_prefetch(keys.items[index])
+                __builtin_prefetch(key_of(keys.items[index], keys.key_at))
+        for i in range(count):
+            keys = &(<Leaf *>probes[i].node).keys
+            index = keys_search(keys, probes[i].key, probes[i].size, &found)
+            probes[i].item = keys.items[index] if found else NULL
 
     cdef int64_t rank(self, const uint8_t *key, size_t size) noexcept nogil:
         """Live keys before `key`. O(log n)."""
@@ -660,6 +723,23 @@ cdef class KeySet:
         return item_key(
             self.tree.get(&key[0] if key.shape[0] else NULL, key.shape[0]), SEPARATOR_KEY_AT
         )
+
+    def get_each(self, list keys):
+        """`get` for all of them, looked for together."""
+        cdef Probe *probes = <Probe *>malloc((len(keys) or 1) * sizeof(Probe))
+        cdef const uint8_t[::1] key
+        cdef int i
+        if probes == NULL:
+            raise MemoryError
+        try:
+            for i in range(len(keys)):
+                key = keys[i]
+                probes[i].key = &key[0] if key.shape[0] else NULL
+                probes[i].size = key.shape[0]
+            self.tree.get_each(probes, len(keys))
+            return [item_key(probes[i].item, SEPARATOR_KEY_AT) for i in range(len(keys))]
+        finally:
+            free(probes)
 
     def rank(self, const uint8_t[::1] key):
         """Live keys before `key`."""

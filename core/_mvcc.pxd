@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from quorate.core._arena cimport Arena
 from quorate.core._bytes cimport Buffer
 from quorate.core._history cimport History, HistoryCursor
-from quorate.core._keytree cimport KeyTree, Leaf
+from quorate.core._keytree cimport KeyTree, Leaf, Probe
 from quorate.core._lessor cimport Lessor
 from quorate.core._values cimport Values
 from quorate.core._version cimport (
@@ -145,6 +145,8 @@ cdef class Store:
 
     # -- Reads. Revision 0 = newest, with the open transaction's writes. The caller checks bounds.
     cdef Version *get(self, const uint8_t *key, size_t key_size, int64_t revision) noexcept nogil
+    # The newest for `count` keys at a time.
+    cdef void get_each(self, Probe *probes, int count) noexcept nogil
     cdef int64_t count(
         self, const uint8_t *key, size_t key_size, const uint8_t *end, size_t end_size,
         int64_t revision,

@@ -28,7 +28,7 @@ import h2.settings
 from hpack import Encoder
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 10.0
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW, CONTINUATION = range(10)
 
 Headers = list[tuple[str, str | bytes]]

@@ -199,6 +199,40 @@ def test_writes_of_a_turn_are_one_run_and_linearizable_reads_wait_together() -> 
     assert [reply.request_id for reply in core.worker.receive()] == [3, 5]
 
 
+def test_each_of_many_gets_has_its_own_answer() -> None:
+    """Gets are looked up together; what each asked for must not get mixed up."""
+    core = Core(3)
+    for number in range(100):
+        core.put(b"k%03d" % number, b"v%02d" % number)
+    core.call("KV/DeleteRange", {"key": b"k010", "range_end": b"k020"})
+    kinds: list[Message] = [{}, {"keys_only": True}, {"count_only": True}, {"range_end": b"k095"}]
+    asked = []
+    for number in range(120):
+        worker, kind = core.workers[number % 3], kinds[number % 7 % 4]
+        request_id = worker.start("KV/Range", {"key": b"k%03d" % number, **kind})
+        asked.append((worker, request_id, number, kind))
+    # Those of the third worker were asked by one that is gone.
+    core.batch.drain()
+    gone = core.workers[2]
+    core.ports[2] = FakeWorker(2, generation=99).port
+    assert core.batch.reads is not None
+    core.batch.serve(core.batch.reads)
+    for worker, request_id, number, kind in asked:
+        if worker is gone:
+            continue
+        (answer,) = core.finish(request_id, worker).result()
+        live = number < 100 and not 10 <= number < 20
+        if "range_end" in kind:
+            assert answer.get("count", 0) == len([n for n in range(number, 95) if not 10 <= n < 20])
+            continue
+        assert answer.get("count", 0) == live
+        found = [(one["key"], one.get("value", b"")) for one in answer.get("kvs", [])]
+        value = b"" if "keys_only" in kind else b"v%02d" % number
+        assert found == ([(b"k%03d" % number, value)] if live and "count_only" not in kind else [])
+    gone.port.flush()
+    assert gone.receive() == []
+
+
 def test_an_entry_is_the_clients_bytes_and_an_id() -> None:
     core = Core()
     unknown = b"\xfa\x3f\x03abc"

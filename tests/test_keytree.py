@@ -64,6 +64,10 @@ class Pair:
         sizes = self.tree.leaf_sizes(key)
         assert len(after) <= sum(sizes) < len(after) + 64 + 1
 
+    def look_at_each(self, keys: list[bytes]) -> None:
+        found = self.tree.get_each(keys)
+        assert found == [key if key in self.model else None for key in keys]
+
     def check(self) -> None:
         blocks = self.tree.tree.check()
         assert self.tree.arena.blocks == blocks + len(self.model)
@@ -84,6 +88,8 @@ def test_random_steps(seed: int) -> None:
         if step % 10 == 0:
             pair.check()
             pair.look(key)
+            stored = rng.sample(list(pair.model), min(len(pair.model), 20))
+            pair.look_at_each([key, *stored, *(random_key(rng) for _ in range(20))])
     pair.tree.arena.check()
 
 
@@ -123,6 +129,8 @@ def test_grows_and_shrinks_through_all_heights(order: str) -> None:
         # Rule 5: what is written in order fills the leaves.
         assert pair.tree.arena.used_bytes < len(keys) * (32 + 20)
     pair.look(keys[4500])
+    pair.look_at_each(keys)
+    pair.look_at_each([key[:-1] for key in keys] + [key + b"\0" for key in keys])
     for number, key in enumerate(keys):
         pair.remove(key)
         if number % 500 == 0:
@@ -162,6 +170,7 @@ def test_very_long_keys() -> None:
     pair.check()
     pair.look(mebibyte)
     pair.look(mebibyte + b"\0")
+    pair.look_at_each([*pair.model, mebibyte + b"\0"])
     for key in list(pair.model):
         pair.remove(key)
     pair.check()

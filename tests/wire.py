@@ -21,7 +21,7 @@ import grpc  # type: ignore[import-untyped]
 
 from tests.messages import Message, decode, encode, method
 
-CALL_SECONDS = 10.0
+CALL_SECONDS = 30.0
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.compat
 
 BATCH = 50
 STREAM_SECONDS = 0.15
-CALL_SECONDS = 2.0
+CALL_SECONDS = 10.0
 # Not answers of a server that is well: the connection broke, or nothing came in time.
 BROKEN = {14}
 UNIMPLEMENTED = 12
