@@ -44,7 +44,6 @@ LINES = (
     ("list of 500 out of 1,000,000 keys: p50", "list, limit 500", "p50_us"),
     ("five lists of 300 MB at once: extra memory", "five lists of all", "extra_peak_mib"),
     ("memory of 1,000,000 keys of 256 bytes", "memory of 1,000,000 keys", "pss_mib"),
-    ("restart on these", "restart", "seconds"),
     (
         "events to 1,000 watchers, 10 connections",
         "watch 1 to 1,000, 10 connections",

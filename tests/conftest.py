@@ -1,4 +1,4 @@
-"""Rules for all tests: with QUORATE_CI=1 a test that misses a program fails, it does not skip."""
+"""What all tests share. With QUORATE_CI=1 one that misses a program fails, it does not skip."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# Where files are kept in memory, and what a benchmark's small case may take there.
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 2 << 30
 IN_CI = os.environ.get("QUORATE_CI") == "1"
 
 # A shell starts what runs in the background with SIGINT ignored, and programs inherit that: those
@@ -32,10 +35,6 @@ def judged(report: pytest.TestReport) -> pytest.TestReport:
             report.outcome = "failed"
             report.longrepr = f"in CI nothing may be missing: {reason}"
     return report
-
-
-MEMORY = Path("/dev/shm")
-MEMORY_BYTES_MIN = 2 << 30
 
 
 @pytest.fixture

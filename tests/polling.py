@@ -14,4 +14,5 @@ def wait_until(what: Callable[[], object], told: str, seconds: float = SECONDS_M
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, f"no {told} after {seconds} s"
+        # It happens in another process or in /proc, and neither tells when.
         time.sleep(POLL_SECONDS)

@@ -58,7 +58,7 @@ def test_a_history_with_kills_of_workers(server: Server, program: Program) -> No
         for _ in range(4):
             time.sleep(0.5)
             # One that has just been replaced may not have its successor yet.
-            wait_until(server.workers, "worker")
+            wait_until(server.workers, "worker", seconds=2.0)
             os.kill(server.workers()[0], signal.SIGKILL)
         time.sleep(0.5)
     verify(recorder, least=100)

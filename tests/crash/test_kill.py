@@ -18,6 +18,7 @@ from tests.wire import Client
 
 pytestmark = pytest.mark.crash
 
+REPLACE_SECONDS = 2.0
 WORKER_GAP_SECONDS = 0.5
 # More than die early before the fleet takes its time to replace them: that keeps to the gap, too.
 WORKERS_KILLED = 6
@@ -119,7 +120,7 @@ def wait_for_workers(server: Server, count: int, *, without: int) -> None:
         workers = server.workers()
         return len(workers) == count and without not in workers
 
-    wait_until(replaced, "new worker")
+    wait_until(replaced, "new worker", REPLACE_SECONDS)
 
 
 def test_a_worker_dies_with_its_core(program: Program, server: Server) -> None:

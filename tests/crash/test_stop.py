@@ -22,8 +22,7 @@ from quorate.core.limits import DRAIN_SECONDS_MAX
 
 pytestmark = pytest.mark.crash
 
-# Draining, and a checkpoint on a busy disk; who waits for clients that stay never ends.
-STOP_SECONDS = 5.0
+STOP_SECONDS = 1.5
 START_SECONDS = 5.0
 
 
