@@ -231,7 +231,13 @@ def test_a_case_runs_against_etcd(name: str, quick_path: Path) -> None:
     target = find_target(need("etcd"))
     case = next(case for case in (*watching.CASES, *leasing.CASES) if case.name == name)
     settings = workloads.Settings(seconds=0.2, warmup=0.1, scale=0.001)
-    rows = case.run(workloads.Stage(target, settings, quick_path))
+    try:
+        rows = case.run(workloads.Stage(target, settings, quick_path / "once"))
+    except workloads.WrongAnswer as error:
+        # etcd gives up a request after seven seconds, which a starved machine once needs.
+        if "request timed out" not in str(error):
+            raise
+        rows = case.run(workloads.Stage(target, settings, quick_path / "again"))
     assert rows
     for metrics in rows.values():
         for metric, value in metrics.items():
